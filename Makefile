@@ -1,0 +1,55 @@
+# Targets: install demo test check ext bench fuzz clean. `make PYTHON=python3.12` chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXT_SOURCES := $(shell find ext -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+
+.PHONY: install demo test check ext bench fuzz clean preflight
+
+preflight:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "dcmhaul needs Python 3.11 or newer; '$(PYTHON)' was not found: install python3 (Debian: apt-get install python3) or name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "dcmhaul needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1): name a newer one with make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing for '$(PYTHON)': install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "Python.h is missing for '$(PYTHON)': install the headers (Debian: apt-get install python3-dev)" >&2; exit 1; }
+	@command -v $${CC:-cc} >/dev/null 2>&1 || { echo "a C compiler is missing: install one (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+
+$(VENV)/.made: | preflight
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml setup.py $(EXT_SOURCES) $(VENV)/.made
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/.check: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[check]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/dcmhaul demo
+
+test: $(VENV)/.test
+	$(BIN)/python -bb -X dev -m pytest -q
+
+check: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint ext
+	$(BIN)/mypy
+	$(BIN)/mypy tests bench
+	$(BIN)/python -m mypy.stubtest --concise --ignore-disjoint-bases dcmhaul.wire._frames dcmhaul.wire._fragments dcmhaul.wire._elements dcmhaul.wire._buckets dcmhaul.net._sockio
+	$(BIN)/lint-imports
+
+# For work on the extension: builds in place, without the isolated build environment.
+ext: $(VENV)/.check
+	$(BIN)/python setup.py -q build_ext --inplace
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info
+	find src -name '*.so' -delete

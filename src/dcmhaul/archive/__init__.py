@@ -1,0 +1,1 @@
+"""The embedded archive: store, index, and the SCP side of its services."""

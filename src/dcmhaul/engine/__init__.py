@@ -1,0 +1,1 @@
+"""Many associations at once: pool, scheduler, relay, counters. Starts nothing on import."""

@@ -1,0 +1,1 @@
+"""Migration: plan, run, ledger, report."""

@@ -1,0 +1,1 @@
+"""Trio moves the bytes: sockets, associations, the listener."""

@@ -1,0 +1,1 @@
+"""An instance as bytes: Part-10 files, paths, sources, sinks, synthetic studies."""

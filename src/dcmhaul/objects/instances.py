@@ -1,0 +1,86 @@
+"""One instance on its way out or in, and the contract of what takes it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dcmhaul.net.types import DatasetSlices, FileRange
+
+__all__ = [
+    "IncomingInstance",
+    "OutgoingInstance",
+    "SinkFactory",
+    "StorageSink",
+    "StoreRefused",
+    "StoreReply",
+]
+
+
+class OutgoingInstance(Protocol):
+    """An instance that can be sent as it is: UIDs of the C-STORE-RQ, and the encoded dataset."""
+
+    @property
+    def label(self) -> str:
+        """What names it to the user (a path): for messages only."""
+
+    @property
+    def sop_class_uid(self) -> str: ...
+    @property
+    def sop_instance_uid(self) -> str: ...
+    @property
+    def transfer_syntax_uid(self) -> str: ...
+    @property
+    def dataset(self) -> memoryview | bytes | FileRange: ...
+    @property
+    def length(self) -> int:
+        """Bytes of the dataset, group 0002 excluded."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingInstance:
+    """What is known of an instance before its dataset arrives."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae_title: str
+    called_ae_title: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreReply:
+    """The status of the C-STORE-RSP (PS3.4 §B.2.3) and its Error Comment (0000,0902)."""
+
+    status: int
+    error_comment: str = ""
+
+
+class StoreRefused(Exception):
+    """Raised by a SinkFactory: the dataset is drained, then the reply is sent."""
+
+    def __init__(self, reply: StoreReply) -> None:
+        super().__init__(f"status 0x{reply.status:04X}")
+        self.reply = reply
+
+
+class StorageSink(Protocol):
+    """Takes one dataset. After the last write exactly one of `commit` and `discard` is called.
+
+    A sink that cannot go on (a full disk) remembers it, takes the rest, and says so in `commit`.
+    """
+
+    async def write(self, data: DatasetSlices) -> None: ...
+    async def commit(self) -> StoreReply:
+        """Makes it as durable as the mode demands; only then returns."""
+
+    def discard(self) -> None:
+        """Removes every trace; called where the message broke off."""
+
+
+SinkFactory = Callable[[IncomingInstance], StorageSink]

@@ -1,0 +1,1 @@
+"""What may happen next, without I/O: state table, negotiation, upper layer, DIMSE messages."""

@@ -1,0 +1,1 @@
+"""What messages mean (PS3.4): verification, storage, query, retrieve."""

@@ -1,0 +1,1 @@
+"""Scripts that make parts of the source; none of them is installed."""

@@ -1,0 +1,187 @@
+"""pynetdicom as a process of its own: `scp` serves a folder, `send` stores files. No dcmhaul."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import AllTransferSyntaxes
+from pynetdicom import (
+    AE,
+    AllStoragePresentationContexts,
+    QueryRetrievePresentationContexts,
+    VerificationPresentationContexts,
+    evt,
+)
+from pynetdicom.presentation import build_context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The unique key of each level, from the top: PS3.4 §C.6.1.1 and §C.6.2.1.
+LEVELS = {
+    "PATIENT": "PatientID",
+    "STUDY": "StudyInstanceUID",
+    "SERIES": "SeriesInstanceUID",
+    "IMAGE": "SOPInstanceUID",
+}
+
+
+def matches(wanted: Dataset, held: Dataset) -> bool:
+    """Single values, UID lists and trailing-star wild cards; more is not needed of a test peer."""
+    for element in wanted:
+        if element.keyword in ("QueryRetrieveLevel", "SpecificCharacterSet") or element.VR == "SQ":
+            continue
+        if element.is_empty:
+            continue
+        values = element.value if element.VM > 1 else [element.value]
+        have = str(held.get(element.keyword, ""))
+        if not any(
+            have == str(v) or (str(v).endswith("*") and have.startswith(str(v)[:-1]))
+            for v in values
+        ):
+            return False
+    return True
+
+
+class Folder:
+    """Part-10 files in one folder, read anew for each question."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def store(self, event: Any) -> int:
+        data = event.encoded_dataset()
+        if self._path is not None:
+            name = f"{event.request.AffectedSOPInstanceUID}.dcm"
+            (self._path / name).write_bytes(data)
+        return 0x0000
+
+    def held(self, wanted: Dataset) -> Iterator[Dataset]:
+        for path in sorted(self._path.glob("*.dcm")) if self._path is not None else ():
+            dataset = pydicom.dcmread(path)
+            if matches(wanted, dataset):
+                yield dataset
+
+    def find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
+        identifier = event.identifier
+        level = str(identifier.get("QueryRetrieveLevel", "STUDY")).strip()
+        seen: set[str] = set()
+        for dataset in self.held(identifier):
+            unique = str(dataset.get(LEVELS[level], ""))
+            if unique in seen:
+                continue
+            seen.add(unique)
+            answer = Dataset()
+            for element in identifier:
+                setattr(answer, element.keyword, dataset.get(element.keyword, None))
+            answer.QueryRetrieveLevel = level
+            yield 0xFF00, answer
+
+    def get(self, event: Any) -> Iterator[Any]:
+        found = list(self.held(event.identifier))
+        yield len(found)
+        for dataset in found:
+            yield 0xFF00, dataset
+
+    def move(self, event: Any, ports: dict[str, int]) -> Iterator[Any]:
+        title = str(event.move_destination).strip()
+        if title not in ports:
+            yield None, None
+            return
+        found = list(self.held(event.identifier))
+        contexts = {(d.SOPClassUID, d.file_meta.TransferSyntaxUID) for d in found}
+        yield (
+            "127.0.0.1",
+            ports[title],
+            {"contexts": [build_context(*pair) for pair in sorted(contexts)]},
+        )
+        yield len(found)
+        for dataset in found:
+            yield 0xFF00, dataset
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    ports = {t: int(p) for t, p in (d.split(":") for d in arguments.destination)}
+    ae = AE(ae_title=arguments.aet)
+    ae.maximum_pdu_size = arguments.pdu
+    ae.maximum_associations = 64
+    for context in AllStoragePresentationContexts:
+        ae.add_supported_context(
+            str(context.abstract_syntax), AllTransferSyntaxes, scu_role=True, scp_role=True
+        )
+    for context in VerificationPresentationContexts + QueryRetrievePresentationContexts:
+        ae.add_supported_context(str(context.abstract_syntax))
+    folder = Folder(arguments.folder)
+    handlers: list[Any] = [
+        (evt.EVT_C_ECHO, lambda _event: 0x0000, []),
+        (evt.EVT_C_STORE, folder.store, []),
+        (evt.EVT_C_FIND, folder.find, []),
+        (evt.EVT_C_GET, folder.get, []),
+        (evt.EVT_C_MOVE, folder.move, [ports]),
+    ]
+    ae.start_server(("127.0.0.1", arguments.port), block=False, evt_handlers=handlers)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    ended.wait()
+    ae.shutdown()
+    return 0
+
+
+def send(arguments: argparse.Namespace) -> int:
+    files = [
+        found
+        for path in arguments.paths
+        for found in (
+            sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        )
+    ]
+    contexts: dict[tuple[str, str], None] = {}
+    for path in files:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        contexts[meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID] = None
+    ae = AE(ae_title=arguments.aet)
+    ae.maximum_pdu_size = arguments.pdu
+    ae.requested_contexts = [build_context(*pair) for pair in contexts]
+    association = ae.associate(
+        arguments.host, arguments.port, ae_title=arguments.called, max_pdu=arguments.pdu
+    )
+    if not association.is_established:
+        print("no association")
+        return 1
+    good = 0
+    for path in files:
+        status = association.send_c_store(path)
+        good += status.get("Status") == 0x0000
+    association.release()
+    print(f"{good} of {len(files)} stored")
+    return 0 if good == len(files) else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    scp = verbs.add_parser("scp")
+    scp.add_argument("--port", type=int, required=True)
+    scp.add_argument("--folder", type=Path)
+    scp.add_argument("--destination", action="append", default=[])
+    scu = verbs.add_parser("send")
+    scu.add_argument("host")
+    scu.add_argument("port", type=int)
+    scu.add_argument("--called", default="ANY-SCP")
+    for verb in (scp, scu):
+        verb.add_argument("--aet", default="PYNETDICOM")
+        verb.add_argument("--pdu", type=int, default=131072)
+    scu.add_argument("paths", nargs="+", type=Path)
+    arguments = parser.parse_args()
+    return serve(arguments) if arguments.verb == "scp" else send(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -111,10 +111,19 @@ class AssociationStats:
 
 
 class Observer(Protocol):
-    """What an association tells its owner; each call is cheap, synchronous and never raises."""
+    """What an association tells its owner; each call is cheap, synchronous and never raises.
 
-    def association_opened(self, role: Role, peer: str) -> None: ...
-    def association_closed(self, role: Role, stats: AssociationStats) -> None: ...
+    live: gives the running statistics of an open association, at any time and from any thread
+    (`association.stats`). Each `association_opened` is followed by one `association_closed` with
+    the same `live`, and the final statistics.
+    """
+
+    def association_opened(
+        self, role: Role, peer: str, live: Callable[[], AssociationStats]
+    ) -> None: ...
+    def association_closed(
+        self, role: Role, stats: AssociationStats, live: Callable[[], AssociationStats]
+    ) -> None: ...
     def association_rejected(self, role: Role, result: int, source: int, reason: int) -> None: ...
     def association_aborted(self, role: Role, origin: str, source: int, reason: int) -> None: ...
     def operation(
@@ -125,10 +134,14 @@ class Observer(Protocol):
 class NullObserver:
     """Counts nothing."""
 
-    def association_opened(self, role: Role, peer: str) -> None:
+    def association_opened(
+        self, role: Role, peer: str, live: Callable[[], AssociationStats]
+    ) -> None:
         pass
 
-    def association_closed(self, role: Role, stats: AssociationStats) -> None:
+    def association_closed(
+        self, role: Role, stats: AssociationStats, live: Callable[[], AssociationStats]
+    ) -> None:
         pass
 
     def association_rejected(self, role: Role, result: int, source: int, reason: int) -> None:

@@ -1,0 +1,482 @@
+"""DIMSE messages as values (PS3.7 §9.3, §10.3): each command set, encoded and decoded by one table.
+
+A message here is the command alone. Its dataset is a stream that travels beside it; `has_dataset`
+says whether there is one. What a message means is the business of services/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from enum import IntEnum
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from dcmhaul.errors import LocalProtocolError, RemoteProtocolError
+from dcmhaul.wire.command import ELEMENTS, decode_command_set, encode_command_set
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "ERROR_COMMENT_LENGTH_MAX",
+    "MESSAGE_TYPES",
+    "STATUS_MISSING",
+    "CCancelRq",
+    "CEchoRq",
+    "CEchoRsp",
+    "CFindRq",
+    "CFindRsp",
+    "CGetRq",
+    "CGetRsp",
+    "CMoveRq",
+    "CMoveRsp",
+    "CStoreRq",
+    "CStoreRsp",
+    "DimseMessage",
+    "MessageIds",
+    "NActionRq",
+    "NActionRsp",
+    "NCreateRq",
+    "NCreateRsp",
+    "NDeleteRq",
+    "NDeleteRsp",
+    "NEventReportRq",
+    "NEventReportRsp",
+    "NGetRq",
+    "NGetRsp",
+    "NSetRq",
+    "NSetRsp",
+    "Priority",
+    "Request",
+    "Response",
+    "decode_message",
+    "response_to",
+]
+
+STATUS_MISSING: Final = 0xFFFF
+"""Stands for the status of a response that came without one. No service defines it: a failure."""
+
+ERROR_COMMENT_LENGTH_MAX: Final = 64  # VR LO (PS3.5 §6.2)
+
+_MESSAGE_ID_MAX: Final = 0xFFFF
+
+# CommandDataSetType (PS3.7 Table E.1-1): 0101 means none, any other value means that one follows.
+_NO_DATASET: Final = 0x0101
+_DATASET: Final = 0x0001
+
+
+class Priority(IntEnum):
+    """PS3.7 Table 9.3-1."""
+
+    MEDIUM = 0
+    HIGH = 1
+    LOW = 2
+
+
+# The one table: field of a message -> keyword of its element. wire/command.py has tag and VR.
+_KEYWORDS: Final[dict[str, str]] = {
+    "affected_sop_class_uid": "AffectedSOPClassUID",
+    "requested_sop_class_uid": "RequestedSOPClassUID",
+    "message_id": "MessageID",
+    "message_id_being_responded_to": "MessageIDBeingRespondedTo",
+    "move_destination": "MoveDestination",
+    "priority": "Priority",
+    "status": "Status",
+    "offending_element": "OffendingElement",
+    "error_comment": "ErrorComment",
+    "error_id": "ErrorID",
+    "affected_sop_instance_uid": "AffectedSOPInstanceUID",
+    "requested_sop_instance_uid": "RequestedSOPInstanceUID",
+    "event_type_id": "EventTypeID",
+    "attribute_identifier_list": "AttributeIdentifierList",
+    "action_type_id": "ActionTypeID",
+    "number_of_remaining_suboperations": "NumberOfRemainingSuboperations",
+    "number_of_completed_suboperations": "NumberOfCompletedSuboperations",
+    "number_of_failed_suboperations": "NumberOfFailedSuboperations",
+    "number_of_warning_suboperations": "NumberOfWarningSuboperations",
+    "move_originator_application_entity_title": "MoveOriginatorApplicationEntityTitle",
+    "move_originator_message_id": "MoveOriginatorMessageID",
+}
+
+# What a peer may leave out without the message being broken. Services answer an empty UID with its
+# own status (0117, 0122), which says more than an abort; a missing status is a failure (row above).
+_LENIENT: Final[dict[str, Any]] = {
+    "affected_sop_class_uid": "",
+    "requested_sop_class_uid": "",
+    "affected_sop_instance_uid": "",
+    "requested_sop_instance_uid": "",
+    "move_destination": "",
+    "event_type_id": 0,
+    "action_type_id": 0,
+    "status": STATUS_MISSING,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DimseMessage:
+    """A command set. A field that is None is not in it; UIDs are strings without padding."""
+
+    command_field: ClassVar[int]
+    # Filled in below, in ascending order of tags: keywords, and what reads their values.
+    _keywords: ClassVar[tuple[str, ...]]
+    _values: ClassVar[attrgetter[tuple[Any, ...]]]
+
+    has_dataset: bool = False
+
+    @property
+    def _dataset_type(self) -> int:
+        return _DATASET if self.has_dataset else _NO_DATASET
+
+    def encode(self) -> bytes:
+        """The command set, CommandGroupLength first. LocalProtocolError if a value cannot fit."""
+        return encode_command_set(dict(zip(self._keywords, self._values(self), strict=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(DimseMessage):
+    message_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response(DimseMessage):
+    message_id_being_responded_to: int
+    status: int
+    affected_sop_class_uid: str | None = None
+    offending_element: tuple[int, ...] | None = None
+    error_comment: str | None = None
+
+    @property
+    def _short_comment(self) -> str | None:
+        """An LO holds 64 characters, so that no comment can make a response illegal."""
+        return self.error_comment[:ERROR_COMMENT_LENGTH_MAX] if self.error_comment else None
+
+
+# -- DIMSE-C (PS3.7 §9.3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CStoreRq(Request):
+    command_field = 0x0001
+    affected_sop_class_uid: str
+    affected_sop_instance_uid: str
+    priority: int = Priority.MEDIUM
+    move_originator_application_entity_title: str | None = None
+    move_originator_message_id: int | None = None
+    has_dataset: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CStoreRsp(Response):
+    command_field = 0x8001
+    affected_sop_instance_uid: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CFindRq(Request):
+    command_field = 0x0020
+    affected_sop_class_uid: str
+    priority: int = Priority.MEDIUM
+    has_dataset: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CFindRsp(Response):
+    """Has a dataset, the identifier, where it is pending (FF00, FF01)."""
+
+    command_field = 0x8020
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CGetRq(Request):
+    command_field = 0x0010
+    affected_sop_class_uid: str
+    priority: int = Priority.MEDIUM
+    has_dataset: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RetrieveRsp(Response):
+    """A final one has a dataset, the Failed SOP Instance UID List, where something failed."""
+
+    number_of_remaining_suboperations: int | None = None
+    number_of_completed_suboperations: int | None = None
+    number_of_failed_suboperations: int | None = None
+    number_of_warning_suboperations: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CGetRsp(_RetrieveRsp):
+    command_field = 0x8010
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CMoveRq(Request):
+    command_field = 0x0021
+    affected_sop_class_uid: str
+    move_destination: str
+    priority: int = Priority.MEDIUM
+    has_dataset: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CMoveRsp(_RetrieveRsp):
+    command_field = 0x8021
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CEchoRq(Request):
+    command_field = 0x0030
+    affected_sop_class_uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CEchoRsp(Response):
+    command_field = 0x8030
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CCancelRq(DimseMessage):
+    """Has no answer of its own: the operation that it names ends with FE00 (PS3.7 §9.3.2.3)."""
+
+    command_field = 0x0FFF
+    message_id_being_responded_to: int
+
+
+# -- DIMSE-N (PS3.7 §10.3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NResponse(Response):
+    affected_sop_instance_uid: str | None = None
+    error_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NEventReportRq(Request):
+    command_field = 0x0100
+    affected_sop_class_uid: str
+    affected_sop_instance_uid: str
+    event_type_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NEventReportRsp(_NResponse):
+    command_field = 0x8100
+    event_type_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NGetRq(Request):
+    command_field = 0x0110
+    requested_sop_class_uid: str
+    requested_sop_instance_uid: str
+    attribute_identifier_list: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NGetRsp(_NResponse):
+    command_field = 0x8110
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NSetRq(Request):
+    command_field = 0x0120
+    requested_sop_class_uid: str
+    requested_sop_instance_uid: str
+    has_dataset: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NSetRsp(_NResponse):
+    command_field = 0x8120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NActionRq(Request):
+    command_field = 0x0130
+    requested_sop_class_uid: str
+    requested_sop_instance_uid: str
+    action_type_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NActionRsp(_NResponse):
+    command_field = 0x8130
+    action_type_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NCreateRq(Request):
+    command_field = 0x0140
+    affected_sop_class_uid: str
+    affected_sop_instance_uid: str | None = None
+    has_dataset: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NCreateRsp(_NResponse):
+    command_field = 0x8140
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NDeleteRq(Request):
+    command_field = 0x0150
+    requested_sop_class_uid: str
+    requested_sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NDeleteRsp(_NResponse):
+    command_field = 0x8150
+
+
+MESSAGE_TYPES: Final[tuple[type[DimseMessage], ...]] = (
+    CStoreRq,
+    CStoreRsp,
+    CGetRq,
+    CGetRsp,
+    CFindRq,
+    CFindRsp,
+    CMoveRq,
+    CMoveRsp,
+    CEchoRq,
+    CEchoRsp,
+    CCancelRq,
+    NEventReportRq,
+    NEventReportRsp,
+    NGetRq,
+    NGetRsp,
+    NSetRq,
+    NSetRsp,
+    NActionRq,
+    NActionRsp,
+    NCreateRq,
+    NCreateRsp,
+    NDeleteRq,
+    NDeleteRsp,
+)
+
+_RESPONSE_BIT: Final = 0x8000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DecodingPlan:
+    message: type[DimseMessage]
+    fields: tuple[tuple[str, str], ...]
+    """Keyword and field name of each element that the message knows."""
+    lenient: Mapping[str, Any]
+    required: tuple[str, ...]
+    """Keywords without which the message is broken."""
+
+
+def _prepare(message: type[DimseMessage]) -> _DecodingPlan:
+    """Gives the class its encoding plan and returns its decoding plan."""
+    own = {field.name: field for field in fields(message) if field.name != "has_dataset"}
+    sources = {_KEYWORDS[name]: name for name in own}
+    known = tuple(sources.items())
+    if "ErrorComment" in sources:
+        sources["ErrorComment"] = "_short_comment"
+    sources |= {"CommandField": "command_field", "CommandDataSetType": "_dataset_type"}
+    ascending = sorted(sources, key=ELEMENTS.__getitem__)
+    message._keywords = tuple(ascending)
+    message._values = attrgetter(*(sources[keyword] for keyword in ascending))
+    required = {name for name, field in own.items() if field.default is MISSING}
+    return _DecodingPlan(
+        message=message,
+        fields=known,
+        lenient={name: _LENIENT[name] for name in sorted(required & _LENIENT.keys())},
+        required=tuple(sorted(_KEYWORDS[name] for name in required - _LENIENT.keys())),
+    )
+
+
+_PLANS: Final = {message.command_field: _prepare(message) for message in MESSAGE_TYPES}
+
+
+def decode_message(command: bytes) -> DimseMessage:
+    """The message of a whole command set; elements that its kind does not have are left out.
+
+    Raises RemoteProtocolError (abort of the service-user) on a broken command set, an unknown
+    CommandField, or where CommandField, CommandDataSetType or the message ID is missing.
+    """
+    values = decode_command_set(command)
+    try:
+        command_field = values["CommandField"]
+        has_dataset = values["CommandDataSetType"] != _NO_DATASET
+        plan = _PLANS[command_field]  # type: ignore[index]  # US is an int, by wire/command.py
+    except KeyError as exc:
+        raise _broken(values) from exc
+    arguments: dict[str, Any] = dict(plan.lenient)
+    for keyword, name in plan.fields:
+        if keyword in values:
+            arguments[name] = values[keyword]
+    for keyword in plan.required:
+        if keyword not in values:
+            raise RemoteProtocolError(
+                f"{plan.message.__name__} without {keyword} (PS3.7 §9.3, §10.3)", source=0, reason=0
+            )
+    return plan.message(has_dataset=has_dataset, **arguments)
+
+
+def _broken(values: Mapping[str, Any]) -> RemoteProtocolError:
+    for keyword in ("CommandField", "CommandDataSetType"):
+        if keyword not in values:
+            return RemoteProtocolError(
+                f"command set without {keyword} (PS3.7 Annex E)", source=0, reason=0
+            )
+    return RemoteProtocolError(
+        f"unknown CommandField 0x{values['CommandField']:04X} (PS3.7 §E.1)", source=0, reason=0
+    )
+
+
+def response_to(request: Request, status: int, error_comment: str = "") -> Response:
+    """The response to `request` without a dataset, repeating its UIDs (PS3.7 §9.1, §10.1).
+
+    For refusals, and for whatever has no more to say. The comment must hold no patient data.
+    """
+    plan = _PLANS[request.command_field | _RESPONSE_BIT]
+    arguments: dict[str, Any] = {
+        "message_id_being_responded_to": request.message_id,
+        "status": status,
+        "error_comment": error_comment or None,
+    }
+    known = {name for _, name in plan.fields}
+    for part in ("sop_class_uid", "sop_instance_uid"):
+        uid = getattr(request, f"affected_{part}", "") or getattr(request, f"requested_{part}", "")
+        if uid and f"affected_{part}" in known:
+            arguments[f"affected_{part}"] = uid
+    response = plan.message(**arguments)
+    assert isinstance(response, Response)  # the bit is set in responses alone
+    return response
+
+
+class MessageIds:
+    """Message IDs of the requests of one association: 1 to 65535, never one that is outstanding."""
+
+    __slots__ = ("_last", "_outstanding")
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._outstanding: set[int] = set()
+
+    def __contains__(self, message_id: int) -> bool:
+        return message_id in self._outstanding
+
+    def __len__(self) -> int:
+        return len(self._outstanding)
+
+    def take(self) -> int:
+        """The next free ID, outstanding from now on. LocalProtocolError when all are."""
+        if len(self._outstanding) >= _MESSAGE_ID_MAX:
+            raise LocalProtocolError(f"all {_MESSAGE_ID_MAX} message IDs are outstanding")
+        while True:
+            self._last = self._last % _MESSAGE_ID_MAX + 1
+            if self._last not in self._outstanding:
+                self._outstanding.add(self._last)
+                return self._last
+
+    def give_back(self, message_id: int) -> bool:
+        """The operation is over. False where the ID was not outstanding."""
+        if message_id not in self._outstanding:
+            return False
+        self._outstanding.remove(message_id)
+        return True

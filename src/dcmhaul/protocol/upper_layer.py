@@ -33,10 +33,13 @@ from dcmhaul.protocol.states import (
     StateEvent,
 )
 from dcmhaul.wire.pdu import (
+    FIXED_PDU_LENGTH,
     AAbort,
     AAssociateAc,
     AAssociateRj,
     AAssociateRq,
+    AbortReason,
+    AbortSource,
     AReleaseRp,
     AReleaseRq,
     PDataTf,
@@ -54,15 +57,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UpperLayer"]
 
-# A-ABORT source and provider reasons (PS3.8 §9.3.8, Table 9-26).
-_SOURCE_USER: Final = 0
-_SOURCE_PROVIDER: Final = 2
-_UNRECOGNIZED_PDU: Final = 1
-_UNEXPECTED_PDU: Final = 2
-_INVALID_PARAMETER_VALUE: Final = 6
-
-# The variable field of these is four bytes, always (PS3.8 §9.3.4, §9.3.6 to §9.3.8).
-_FIXED_LENGTH: Final = 4
+# The variable field of these is four octets, always (PS3.8 §9.3.4, §9.3.6 to §9.3.8).
 _FIXED_LENGTH_TYPES: Final = frozenset(
     {PduType.A_ASSOCIATE_RJ, PduType.A_RELEASE_RQ, PduType.A_RELEASE_RP, PduType.A_ABORT}
 )
@@ -72,7 +67,7 @@ _VERSION_NOT_SUPPORTED: Final = AAssociateRj(result=1, source=2, reason=2)
 _PROTOCOL_VERSION_1: Final = 0x0001
 
 # What stands for an A-ABORT that cannot be read: by the provider, reason not specified.
-_UNREADABLE_ABORT: Final = AAbort(source=_SOURCE_PROVIDER, reason=0)
+_UNREADABLE_ABORT: Final = AAbort(source=AbortSource.PROVIDER, reason=AbortReason.NOT_SPECIFIED)
 
 _EVENT_OF_PDU: Final[dict[int, StateEvent]] = {
     PduType.A_ASSOCIATE_RQ: StateEvent.RECV_A_ASSOCIATE_RQ,
@@ -220,18 +215,18 @@ class UpperLayer:
         """
         event = _EVENT_OF_PDU.get(pdu_type)
         if event is None:
-            return self._step(StateEvent.RECV_INVALID_PDU, reason=_UNRECOGNIZED_PDU)
-        if pdu_type in _FIXED_LENGTH_TYPES and len(body) != _FIXED_LENGTH:
+            return self._step(StateEvent.RECV_INVALID_PDU, reason=AbortReason.UNRECOGNIZED_PDU)
+        if pdu_type in _FIXED_LENGTH_TYPES and len(body) != FIXED_PDU_LENGTH:
             if event is StateEvent.RECV_A_ABORT:
                 return self._step(event, _UNREADABLE_ABORT)
-            return self._step(StateEvent.RECV_INVALID_PDU, reason=_INVALID_PARAMETER_VALUE)
+            return self._step(
+                StateEvent.RECV_INVALID_PDU, reason=AbortReason.INVALID_PDU_PARAMETER_VALUE
+            )
         if not self._wants_content(event):
-            return self._step(event, reason=_UNEXPECTED_PDU)
+            return self._step(event, reason=AbortReason.UNEXPECTED_PDU)
         try:
             pdu = cast("_Content", decode_pdu(pdu_type, body))
         except RemoteProtocolError as exc:
-            if event is StateEvent.RECV_A_ABORT:
-                return self._step(event, _UNREADABLE_ABORT)
             return self.received_fault(exc)
         return self._step(event, pdu)
 
@@ -241,11 +236,11 @@ class UpperLayer:
         Source 2 (a broken PDU) is Evt19 with the error's reason. Source 0 (P-DATA that breaks
         PS3.7) is the user's abort where P-DATA is legal, else P-DATA out of place.
         """
-        if error.source == _SOURCE_PROVIDER:
+        if error.source == AbortSource.PROVIDER:
             return self._step(StateEvent.RECV_INVALID_PDU, reason=error.reason)
         if self.p_data_receivable:
             return self._step(StateEvent.REQUEST_ABORT)
-        return self._step(StateEvent.RECV_P_DATA_TF, reason=_UNEXPECTED_PDU)
+        return self._step(StateEvent.RECV_P_DATA_TF, reason=AbortReason.UNEXPECTED_PDU)
 
     # -- the machine
 
@@ -317,9 +312,9 @@ class UpperLayer:
             case Effect.SEND_A_RELEASE_RP:
                 self._output.append(AReleaseRp().encode())
             case Effect.SEND_A_ABORT_USER:
-                self._output.append(AAbort(source=_SOURCE_USER, reason=0).encode())
+                self._output.append(AAbort(source=AbortSource.USER, reason=0).encode())
             case Effect.SEND_A_ABORT_PROVIDER:
-                self._output.append(AAbort(source=_SOURCE_PROVIDER, reason=reason).encode())
+                self._output.append(AAbort(source=AbortSource.PROVIDER, reason=reason).encode())
             case Effect.INDICATE_RELEASE:
                 return ReleaseRequested()
             case Effect.INDICATE_RELEASE_COLLISION:
@@ -329,7 +324,7 @@ class UpperLayer:
             case Effect.INDICATE_A_P_ABORT:
                 if event is StateEvent.TRANSPORT_CLOSED:
                     return TransportClosed()
-                return ProviderAborted(source=_SOURCE_PROVIDER, reason=reason, local=True)
+                return ProviderAborted(source=AbortSource.PROVIDER, reason=reason, local=True)
             case _ if pdu is not None and effect in _SENDS_GIVEN:
                 self._output.append(pdu.encode())
             case _ if pdu is not None:
@@ -348,6 +343,6 @@ def _indication(pdu: _Content) -> Event:
         case PDataTf():
             return PDataReceived(p_data=pdu)
         case AAbort():
-            if pdu.source == _SOURCE_USER:
+            if pdu.source == AbortSource.USER:
                 return Aborted(source=pdu.source, reason=pdu.reason)
             return ProviderAborted(source=pdu.source, reason=pdu.reason, local=False)

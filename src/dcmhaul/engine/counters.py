@@ -1,0 +1,327 @@
+"""What associations did, as plain integers in one flat array; knows no metrics library, no clock.
+
+The array is the whole state: two processes with the same nodes can add theirs, and every place in
+it is a sum (the latency buckets too). `families` gives the numbers their names and labels at the
+moment somebody asks; until then counting is an addition.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dcmhaul.protocol.events import Role
+from dcmhaul.protocol.statuses import StatusCategory, category
+from dcmhaul.wire._buckets import SLOTS, Buckets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from dcmhaul.net.types import AssociationStats
+
+__all__ = ["OTHER", "Counters", "Family", "NodeObserver"]
+
+OTHER = "other"
+
+DIRECTIONS = ("in", "out")
+ROLES = tuple(role.value for role in Role)
+CATEGORIES = tuple(StatusCategory)
+OPERATIONS = (
+    "C-ECHO",
+    "C-STORE",
+    "C-FIND",
+    "C-GET",
+    "C-MOVE",
+    "N-EVENT-REPORT",
+    "N-GET",
+    "N-SET",
+    "N-ACTION",
+    "N-CREATE",
+    "N-DELETE",
+    OTHER,
+)
+ORIGINS = ("local", "peer", OTHER)
+# A-ASSOCIATE-RJ and A-ABORT: sources 0-3, reasons 0-7 (PS3.8 §9.3.4, §9.3.8); what is above is one.
+SOURCES = ("0", "1", "2", "3", OTHER)
+REASONS = ("0", "1", "2", "3", "4", "5", "6", "7", OTHER)
+
+# Places in the array. First those of the process, then one block a node.
+_PDUS = 0
+_CALLS = _PDUS + len(DIRECTIONS)
+_WAKEUPS = _CALLS + len(DIRECTIONS)
+_PROCESS_SIZE = _WAKEUPS + 1
+
+_BYTES = 0
+_OPEN = _BYTES + len(DIRECTIONS)
+_INSTANCES = _OPEN + len(ROLES)
+_REJECTED = _INSTANCES + len(DIRECTIONS) * len(CATEGORIES)
+_ABORTED = _REJECTED + len(ROLES) * len(SOURCES) * len(REASONS)
+_REQUESTS = _ABORTED + len(ORIGINS) * len(SOURCES) * len(REASONS)
+_SECONDS = _REQUESTS + len(OPERATIONS) * len(CATEGORIES)
+_NODE_SIZE = _SECONDS + len(OPERATIONS) * SLOTS
+
+_NANOSECONDS = 1_000_000_000
+_ROLE_PLACE = {role: place for place, role in enumerate(Role)}
+_CATEGORY_PLACE = {found: place for place, found in enumerate(CATEGORIES)}
+_OPERATION_PLACE = {name: place for place, name in enumerate(OPERATIONS)}
+_ORIGIN_PLACE = {name: place for place, name in enumerate(ORIGINS)}
+_DIRECTION_PLACE = {name: place for place, name in enumerate(DIRECTIONS)}
+_STORE_PLACE = _OPERATION_PLACE["C-STORE"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One metric without its prefix: what it is called, what its labels are, what was counted.
+
+    A counter's name has no `_total`. A histogram's values are Buckets of nanoseconds.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...]
+    samples: tuple[tuple[tuple[str, ...], int | Buckets], ...]
+
+
+class Counters:
+    """The counts of a process. One thread counts; any thread may ask.
+
+    nodes: the configured names. Whatever else turns up is counted under `other`, so the number of
+    label values is known from the start.
+    """
+
+    def __init__(self, nodes: Iterable[str] = ()) -> None:
+        self.nodes = (*(node for node in dict.fromkeys(nodes) if node != OTHER), OTHER)
+        size = _PROCESS_SIZE + len(self.nodes) * _NODE_SIZE
+        self._values = array("q", bytes(size * 8))
+        # Held while an association comes or goes and while the array is copied, never per message:
+        # without it a scrape could see an association's counts twice, or not at all.
+        self._lock = threading.Lock()
+        self._live: dict[Callable[[], AssociationStats], int] = {}
+        self._observers = {
+            node: NodeObserver(self, _PROCESS_SIZE + place * _NODE_SIZE)
+            for place, node in enumerate(self.nodes)
+        }
+
+    def observer(self, node: str) -> NodeObserver:
+        """What associations with this node report to; `other` unless the name was configured."""
+        return self._observers.get(node, self._observers[OTHER])
+
+    def snapshot(self) -> array[int]:
+        """A copy of the array, with what the open associations have counted so far."""
+        with self._lock:
+            values = self._values[:]
+            for live, base in self._live.items():
+                _add_stats(values, base, live())
+        return values
+
+    def add(self, values: array[int]) -> None:
+        """Adds the snapshot of another process that counts for the same nodes."""
+        if len(values) != len(self._values):
+            raise ValueError(
+                f"counters of {len(self._values)} places cannot take {len(values)}: "
+                "both processes must count for the same nodes"
+            )
+        with self._lock:
+            for place, value in enumerate(values):
+                if value:
+                    self._values[place] += value
+
+    def families(self) -> tuple[Family, ...]:
+        """Everything that was counted up to now, named as a metrics system wants it."""
+        return tuple(_families(self.nodes, self.snapshot()))
+
+    def _opened(self, base: int, live: Callable[[], AssociationStats]) -> None:
+        with self._lock:
+            self._live[live] = base
+
+    def _closed(
+        self, base: int, stats: AssociationStats, live: Callable[[], AssociationStats]
+    ) -> None:
+        with self._lock:
+            self._live.pop(live, None)
+            _add_stats(self._values, base, stats)
+
+
+class NodeObserver:
+    """The net.types.Observer of all associations with one node; made by `Counters`."""
+
+    def __init__(self, counters: Counters, base: int) -> None:
+        self._counters = counters
+        self._values = counters._values
+        self._base = base
+        memory = memoryview(self._values)
+        first = base + _SECONDS
+        self._seconds = [
+            Buckets(memory[first + place * SLOTS : first + (place + 1) * SLOTS])
+            for place in range(len(OPERATIONS))
+        ]
+        # (operation, status) -> places; at most one entry a status value and operation.
+        self._places: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def association_opened(
+        self, role: Role, peer: str, live: Callable[[], AssociationStats]
+    ) -> None:
+        self._values[self._base + _OPEN + _ROLE_PLACE[role]] += 1
+        self._counters._opened(self._base, live)
+
+    def association_closed(
+        self, role: Role, stats: AssociationStats, live: Callable[[], AssociationStats]
+    ) -> None:
+        self._values[self._base + _OPEN + _ROLE_PLACE[role]] -= 1
+        self._counters._closed(self._base, stats, live)
+
+    def association_rejected(self, role: Role, result: int, source: int, reason: int) -> None:
+        self._values[self._base + _REJECTED + _table_place(_ROLE_PLACE[role], source, reason)] += 1
+
+    def association_aborted(self, role: Role, origin: str, source: int, reason: int) -> None:
+        place = _ORIGIN_PLACE.get(origin, _ORIGIN_PLACE[OTHER])
+        self._values[self._base + _ABORTED + _table_place(place, source, reason)] += 1
+
+    def operation(
+        self, operation: str, direction: str, status: int, seconds: float, dataset_bytes: int
+    ) -> None:
+        try:
+            kind, found = self._places[operation, status]
+        except KeyError:
+            kind, found = self._places[operation, status] = _operation_places(operation, status)
+        values, base = self._values, self._base
+        values[base + _REQUESTS + kind * len(CATEGORIES) + found] += 1
+        if kind == _STORE_PLACE:
+            way = _DIRECTION_PLACE[direction]
+            values[base + _INSTANCES + way * len(CATEGORIES) + found] += 1
+        self._seconds[kind].record(int(seconds * _NANOSECONDS))
+
+
+def _operation_places(operation: str, status: int) -> tuple[int, int]:
+    kind = _OPERATION_PLACE.get(operation, _OPERATION_PLACE[OTHER])
+    return kind, _CATEGORY_PLACE[category(status, operation)]
+
+
+def _table_place(first: int, source: int, reason: int) -> int:
+    """Where (first, source, reason) stands; values that the standard does not know share one."""
+    row = source if 0 <= source < len(SOURCES) - 1 else len(SOURCES) - 1
+    column = reason if 0 <= reason < len(REASONS) - 1 else len(REASONS) - 1
+    return (first * len(SOURCES) + row) * len(REASONS) + column
+
+
+def _add_stats(values: array[int], base: int, stats: AssociationStats) -> None:
+    values[base + _BYTES] += stats.bytes_in
+    values[base + _BYTES + 1] += stats.bytes_out
+    values[_PDUS] += stats.pdus_in
+    values[_PDUS + 1] += stats.pdus_out
+    values[_CALLS] += stats.receive_calls
+    values[_CALLS + 1] += stats.send_calls
+    values[_WAKEUPS] += stats.wakeups
+
+
+def _families(nodes: tuple[str, ...], values: array[int]) -> Iterator[Family]:
+    bases = [(node, _PROCESS_SIZE + place * _NODE_SIZE) for place, node in enumerate(nodes)]
+
+    def grid(
+        offset: int, *axes: tuple[str, ...], zeros: bool
+    ) -> tuple[tuple[tuple[str, ...], int], ...]:
+        """Every combination of the axes, in the order in which it lies in a node's block."""
+        found: list[tuple[tuple[str, ...], int]] = []
+        for node, base in bases:
+            place = base + offset
+            for labels in itertools.product(*axes):
+                if zeros or values[place]:
+                    found.append(((node, *labels), values[place]))
+                place += 1
+        return tuple(found)
+
+    categories = tuple(found.name.lower() for found in CATEGORIES)
+    yield Family(
+        name="bytes",
+        kind="counter",
+        help="Dataset bytes, without PDU and PDV headers",
+        labels=("node", "direction"),
+        samples=grid(_BYTES, DIRECTIONS, zeros=True),
+    )
+    yield Family(
+        name="instances",
+        kind="counter",
+        help="C-STORE requests that were answered, by the class of the status",
+        labels=("node", "direction", "status_class"),
+        samples=tuple(
+            sample
+            for sample in grid(_INSTANCES, DIRECTIONS, categories, zeros=True)
+            if sample[1] or sample[0][2] in ("success", "warning", "failure")
+        ),
+    )
+    yield Family(
+        name="associations",
+        kind="gauge",
+        help="Associations, by what they are doing now",
+        labels=("node", "role", "state"),
+        samples=grid(_OPEN, ROLES, ("open",), zeros=True),
+    )
+    yield Family(
+        name="associations_rejected",
+        kind="counter",
+        help="A-ASSOCIATE-RJ received (requestor) or sent (acceptor), PS3.8 9.3.4",
+        labels=("node", "role", "source", "reason"),
+        samples=grid(_REJECTED, ROLES, SOURCES, REASONS, zeros=False),
+    )
+    yield Family(
+        name="associations_aborted",
+        kind="counter",
+        help="Associations that ended by A-ABORT or by a lost connection, PS3.8 9.3.8",
+        labels=("node", "origin", "source", "reason"),
+        samples=grid(_ABORTED, ORIGINS, SOURCES, REASONS, zeros=False),
+    )
+    yield Family(
+        name="dimse_requests",
+        kind="counter",
+        help="DIMSE operations that were answered, by the class of the status",
+        labels=("node", "op", "status_class"),
+        samples=grid(_REQUESTS, OPERATIONS, categories, zeros=False),
+    )
+    yield Family(
+        name="dimse_seconds",
+        kind="histogram",
+        help="Time of a DIMSE operation, from its request to its final response",
+        labels=("node", "op"),
+        samples=tuple(_histograms(bases, values)),
+    )
+    yield from _process_families(values)
+
+
+def _process_families(values: array[int]) -> Iterator[Family]:
+    yield Family(
+        name="pdus",
+        kind="counter",
+        help="PDUs of every type",
+        labels=("direction",),
+        samples=tuple(((way,), values[_PDUS + i]) for i, way in enumerate(DIRECTIONS)),
+    )
+    yield Family(
+        name="syscalls",
+        kind="counter",
+        help="System calls on the sockets of associations",
+        labels=("call",),
+        samples=tuple(((call,), values[_CALLS + i]) for i, call in enumerate(("recv", "send"))),
+    )
+    yield Family(
+        name="wakeups",
+        kind="counter",
+        help="Waits for a socket to become readable or writable",
+        labels=(),
+        samples=(((), values[_WAKEUPS]),),
+    )
+
+
+def _histograms(
+    bases: list[tuple[str, int]], values: array[int]
+) -> Iterator[tuple[tuple[str, ...], Buckets]]:
+    memory = memoryview(values)
+    for node, base in bases:
+        for place, name in enumerate(OPERATIONS):
+            first = base + _SECONDS + place * SLOTS
+            buckets = Buckets(memory[first : first + SLOTS])
+            if buckets.count:
+                yield (node, name), buckets

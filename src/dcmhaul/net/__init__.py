@@ -1,1 +1,33 @@
 """Trio moves the bytes: sockets, associations, the listener."""
+
+from dcmhaul.net.association import Association, DatasetWriter, Incoming
+from dcmhaul.net.listener import serve_associations
+from dcmhaul.net.requestor import open_association
+from dcmhaul.net.types import (
+    AcceptorLimits,
+    AssociationStats,
+    DatasetSink,
+    DatasetSlices,
+    FileRange,
+    NullObserver,
+    Observer,
+    SocketOptions,
+    Timeouts,
+)
+
+__all__ = [
+    "AcceptorLimits",
+    "Association",
+    "AssociationStats",
+    "DatasetSink",
+    "DatasetSlices",
+    "DatasetWriter",
+    "FileRange",
+    "Incoming",
+    "NullObserver",
+    "Observer",
+    "SocketOptions",
+    "Timeouts",
+    "open_association",
+    "serve_associations",
+]

@@ -83,4 +83,5 @@ class StorageSink(Protocol):
         """Removes every trace; called where the message broke off."""
 
 
-SinkFactory = Callable[[IncomingInstance], StorageSink]
+SinkFactory = Callable[[IncomingInstance], StorageSink | None]
+"""Makes the sink of one instance; None means that its bytes are counted and dropped."""

@@ -1,0 +1,228 @@
+# cython: language_level=3, binding=True, embedsignature=True, boundscheck=False, wraparound=False, cdivision=True
+# In place of bounds checks: the plan's own counts bound every loop, and IOV_BATCH bounds the iovec array.
+"""The system calls of the data plane, on a socket's descriptor. Knows segments and slices, no PDU.
+
+Only `dcmhaul.net` may import this module. The descriptor must be non-blocking.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_SetFromErrno
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t
+
+from dcmhaul.wire._fragments cimport SEGMENTS_MAX, Segment, SendQueue
+from dcmhaul.wire._frames cimport SLAB_SIZE, PduReader
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "sockio.h" nogil:
+    cdef struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    const int MSG_NOSIGNAL
+    const int MSG_MORE
+    const int MSG_DONTWAIT
+    ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept
+    ssize_t recv(int fd, void* buffer, size_t length, int flags) noexcept
+    ssize_t pwritev(int fd, const iovec* vectors, int count, int64_t offset) noexcept
+    void rearm_quickack(int fd) noexcept
+    ssize_t send_file_range(int out, int source, int64_t offset, size_t length) noexcept
+    int64_t monotonic_us() noexcept
+
+cdef extern from "<string.h>" nogil:
+    void* memset(void* target, int value, size_t length) noexcept
+
+cdef enum:
+    IOV_BATCH = 512
+    BUDGET_US = 2000        # microseconds that one call may keep the thread
+
+DONE = 0
+WOULD_BLOCK = 1
+BUDGET_SPENT = 2
+
+cdef enum:
+    RESULT_DONE = 0
+    RESULT_WOULD_BLOCK = 1
+    RESULT_BUDGET = 2
+    RESULT_ERROR = -1
+    RESULT_SHORT_FILE = -2
+
+
+cdef ssize_t send_memory(int fd, SendQueue queue) noexcept nogil:
+    """One sendmsg of the run of memory segments at the head of the plan."""
+    cdef iovec vectors[IOV_BATCH]
+    cdef msghdr message
+    cdef int i = queue.segment_head
+    cdef int count = 0
+    cdef int flags = MSG_NOSIGNAL | MSG_DONTWAIT
+    while i < queue.segment_count and count < IOV_BATCH and queue.segments[i].data != NULL:
+        vectors[count].iov_base = <void*>queue.segments[i].data
+        vectors[count].iov_len = <size_t>queue.segments[i].length
+        count += 1
+        i += 1
+    if i < queue.segment_count:
+        flags |= MSG_MORE           # a file range follows: its header must not leave alone
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = vectors
+    message.msg_iovlen = <size_t>count
+    return sendmsg(fd, &message, flags)
+
+
+cdef int execute(int fd, SendQueue queue, int64_t budget, int64_t* done, int64_t* calls) noexcept nogil:
+    cdef int64_t started = monotonic_us()
+    cdef int64_t left
+    cdef ssize_t sent
+    cdef Segment* segment
+    while True:
+        if queue.segment_head == queue.segment_count and queue.fill() == 0:
+            return RESULT_DONE
+        segment = &queue.segments[queue.segment_head]
+        calls[0] += 1
+        if segment.data != NULL:
+            sent = send_memory(fd, queue)
+        else:
+            sent = send_file_range(fd, segment.fd, segment.offset, <size_t>segment.length)
+            if sent == 0:
+                return RESULT_SHORT_FILE
+        if sent < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                return RESULT_WOULD_BLOCK
+            return RESULT_ERROR
+        done[0] += sent
+        left = sent
+        while left > 0 and left >= segment.length:
+            left -= segment.length
+            queue.segment_head += 1
+            segment = &queue.segments[queue.segment_head % SEGMENTS_MAX]
+        if left > 0:
+            segment.length -= left
+            segment.boundary = False
+            if segment.data != NULL:
+                segment.data += left
+            else:
+                segment.offset += left
+        if done[0] >= budget or monotonic_us() - started >= BUDGET_US:
+            return RESULT_BUDGET
+
+
+def run_plan(int fd, SendQueue queue not None, int64_t budget=4194304):
+    """Sends what is queued until it is all sent, the socket is full, or the budget is spent.
+
+    Returns (DONE | WOULD_BLOCK | BUDGET_SPENT, bytes sent, system calls). OSError where the socket
+    failed; EOFError where a file has become shorter than its range.
+    """
+    cdef int64_t done = 0
+    cdef int64_t calls = 0
+    cdef int result
+    with nogil:
+        result = execute(fd, queue, budget, &done, &calls)
+    if result == RESULT_DONE and queue.segment_head == queue.segment_count:
+        queue.release()
+    elif queue.item_head >= 16:
+        queue.release()
+    if result == RESULT_ERROR:
+        PyErr_SetFromErrno(OSError)
+    if result == RESULT_SHORT_FILE:
+        raise EOFError("the file has become shorter while it was sent")
+    return result, done, calls
+
+
+def receive(int fd, PduReader reader not None):
+    """One receive into the reader's slab: bytes, 0 at the end of the stream, -1 would block, -2 slab full.
+
+    OSError where the socket failed.
+    """
+    cdef ssize_t got
+    cdef char* target
+    cdef size_t room
+    if not reader.reserve():
+        return -2
+    target = <char*>reader.slab + reader.tail
+    room = <size_t>(SLAB_SIZE - reader.tail)
+    with nogil:
+        rearm_quickack(fd)
+        got = recv(fd, target, room, MSG_DONTWAIT)
+        while got < 0 and errno == EINTR:
+            got = recv(fd, target, room, MSG_DONTWAIT)
+    if got < 0:
+        if errno == EAGAIN:
+            return -1
+        PyErr_SetFromErrno(OSError)
+    reader.tail += got
+    return got
+
+
+@cython.final
+cdef class SliceView:
+    """The dataset slices of a reader as a sink sees them; valid until the reader's next event."""
+
+    cdef PduReader reader
+
+    def __cinit__(self, PduReader reader not None):
+        self.reader = reader
+
+    @property
+    def data_length(self):
+        return self.reader.slices_length
+
+    def copy_data(self):
+        return self.reader.copy_data()
+
+    def update(self, consume):
+        self.reader.update(consume)
+
+    def pwrite(self, int fd, int64_t offset):
+        """Writes every slice to the file `fd` from `offset` on, without the GIL; returns bytes."""
+        cdef int64_t total = 0
+        cdef bint failed
+        with nogil:
+            failed = write_slices(fd, self.reader, offset, &total)
+        if failed:
+            PyErr_SetFromErrno(OSError)
+        return total
+
+
+cdef bint write_slices(int fd, PduReader reader, int64_t offset, int64_t* total) noexcept nogil:
+    cdef iovec vectors[IOV_BATCH]
+    cdef int first = 0
+    cdef int count = reader.slice_count
+    cdef int i
+    cdef ssize_t written
+    for i in range(count):
+        vectors[i].iov_base = <void*>reader.slices[i].data
+        vectors[i].iov_len = <size_t>reader.slices[i].length
+    while first < count:
+        written = pwritev(fd, vectors + first, count - first, offset)
+        if written < 0:
+            if errno == EINTR:
+                continue
+            return True
+        offset += written
+        total[0] += written
+        while first < count and <size_t>written >= vectors[first].iov_len:
+            written -= <ssize_t>vectors[first].iov_len
+            first += 1
+        if first < count:
+            vectors[first].iov_base = <char*>vectors[first].iov_base + written
+            vectors[first].iov_len -= <size_t>written
+    return False
+
+
+def read_ahead(int fd, int64_t offset, int64_t length):
+    """Brings a range of a file into the page cache; blocks, so it is for a thread. Returns bytes read."""
+    import os
+    cdef int64_t end = offset + length
+    cdef int64_t step
+    while offset < end:
+        step = min(end - offset, 1048576)
+        got = len(os.pread(fd, step, offset))
+        if got == 0:
+            break
+        offset += got
+    return length - (end - offset)

@@ -1,0 +1,246 @@
+"""Accepts associations: one task each, bounded in number, none able to disturb another."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from dcmhaul.errors import (
+    AssociationAborted,
+    ConfigurationError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransportError,
+)
+from dcmhaul.net.association import Association
+from dcmhaul.net.transport import Transport, configure_socket
+from dcmhaul.net.types import AcceptorLimits, NullObserver, Observer, SocketOptions, Timeouts
+from dcmhaul.protocol.events import AssociationRequested, Role
+from dcmhaul.protocol.negotiation import AcceptorPolicy, negotiate
+from dcmhaul.protocol.upper_layer import UpperLayer
+from dcmhaul.wire._fragments import SendQueue
+from dcmhaul.wire._frames import NEED_DATA, PduReader
+from dcmhaul.wire.pdu import AAssociateRj
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+__all__ = ["serve_associations"]
+
+BACKLOG: Final = 1024
+# Connections beyond the limit that still get an A-ASSOCIATE-RJ instead of a closed socket.
+REJECTABLE: Final = 64
+# RJ 2/3/1: transient, by the provider (presentation), temporary congestion (PS3.8 §9.3.4).
+CONGESTION: Final = AAssociateRj(result=2, source=3, reason=1)
+# How long to wait where the process has no descriptor left for another connection.
+DESCRIPTOR_WAIT_SECONDS: Final = 0.1
+
+
+async def serve_associations(
+    handler: Callable[[Association], Awaitable[None]],
+    policy: AcceptorPolicy,
+    *,
+    host: str = "0.0.0.0",
+    port: int = 0,
+    limits: AcceptorLimits | None = None,
+    timeouts: Timeouts | None = None,
+    options: SocketOptions | None = None,
+    observer: Observer | None = None,
+    task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listens for ever; each association runs `handler` in a task of its own.
+
+    `task_status` is started with the addresses that are listened on. ConfigurationError where an
+    address cannot be had.
+    """
+    server = _Server(
+        handler,
+        policy,
+        limits or AcceptorLimits(),
+        timeouts or Timeouts(),
+        observer or NullObserver(),
+    )
+    sockets = await _listen(host, port, options or SocketOptions())
+    try:
+        async with trio.open_nursery() as nursery:
+            for sock in sockets:
+                nursery.start_soon(server.accept_loop, sock, nursery)
+            task_status.started([sock.getsockname()[:2] for sock in sockets])
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+async def _listen(host: str, port: int, options: SocketOptions) -> list[trio.socket.SocketType]:
+    sockets: list[trio.socket.SocketType] = []
+    try:
+        addresses = await trio.socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, address in addresses:
+            sock = trio.socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            configure_socket(sock, options)
+            await sock.bind(address)
+            sock.listen(BACKLOG)
+    except OSError as exc:
+        for sock in sockets:
+            sock.close()
+        reason = exc.strerror or str(exc)
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {reason}") from exc
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+class _Server:
+    def __init__(
+        self,
+        handler: Callable[[Association], Awaitable[None]],
+        policy: AcceptorPolicy,
+        limits: AcceptorLimits,
+        timeouts: Timeouts,
+        observer: Observer,
+    ) -> None:
+        self.handler = handler
+        self.policy = policy
+        self.limits = limits
+        self.timeouts = timeouts
+        self.observer = observer
+        self.connections = 0
+        self.by_host: Counter[str] = Counter()
+
+    async def accept_loop(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                sock, address = await listener.accept()
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    await trio.sleep(DESCRIPTOR_WAIT_SECONDS)
+                    continue
+                if exc.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
+                    raise
+                continue  # the connection was gone before it was accepted
+            if self.connections >= self.limits.associations + REJECTABLE:
+                sock.close()
+                continue
+            nursery.start_soon(self._serve, sock, address)
+
+    async def _serve(self, sock: trio.socket.SocketType, address: tuple[str, int]) -> None:
+        host = address[0]
+        full = (
+            self.connections >= self.limits.associations
+            or self.by_host[host] >= self.limits.associations_per_host
+        )
+        self.connections += 1
+        self.by_host[host] += 1
+        upper = UpperLayer(Role.ACCEPTOR)
+        transport = Transport(
+            sock,
+            PduReader(self.policy.pdu_length_max, strict=self.policy.strict),
+            SendQueue(0),
+        )
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._converse(transport, upper, host, f"{host}:{address[1]}", full)
+        except OSError:
+            pass  # gone before the first byte
+        finally:
+            transport.close()
+            self.connections -= 1
+            self.by_host[host] -= 1
+            if not self.by_host[host]:
+                del self.by_host[host]
+
+    async def _converse(
+        self, transport: Transport, upper: UpperLayer, host: str, peer: str, full: bool
+    ) -> None:
+        upper.transport_accepted()
+        association: Association | None = None
+        try:
+            with trio.move_on_after(self.timeouts.artim) as artim:
+                association = await self._establish(transport, upper, host, peer, full)
+            if artim.cancelled_caught:
+                upper.artim_expired()
+                return
+        except RemoteProtocolError as exc:
+            upper.received_fault(exc)
+        except TransportError:
+            return
+        if association is None:
+            await self._leave(transport, upper)
+            return
+        self.observer.association_opened(Role.ACCEPTOR, peer, association.stats)
+        try:
+            await self.handler(association)
+        except (RemoteProtocolError, LocalProtocolError) as exc:
+            source, reason = getattr(exc, "source", 0), getattr(exc, "reason", 0)
+            self.observer.association_aborted(Role.ACCEPTOR, "local", source, reason)
+        except (TransportError, AssociationAborted):
+            pass  # counted where it was met; nobody is left to tell
+        finally:
+            if not association.ended:
+                await association.abort()
+            else:
+                with trio.CancelScope(shield=True):
+                    await association.close(min(2.0, self.timeouts.artim))
+            self.observer.association_closed(Role.ACCEPTOR, association.stats(), association.stats)
+
+    async def _establish(
+        self, transport: Transport, upper: UpperLayer, host: str, peer: str, full: bool
+    ) -> Association | None:
+        """The association, or None where an answer other than acceptance is in the output."""
+        while transport.reader.next() == NEED_DATA:
+            if not await transport.receive(None, "artim", in_message=False):
+                upper.transport_closed()
+                return None
+        event = upper.received_pdu(transport.reader.pdu_type, transport.reader.pdu_body)
+        if not isinstance(event, AssociationRequested):
+            return None
+        answer = CONGESTION if full else negotiate(event.rq, self.policy, host)
+        if isinstance(answer, AAssociateRj):
+            self.observer.association_rejected(
+                Role.ACCEPTOR, answer.result, answer.source, answer.reason
+            )
+            upper.reject(answer)
+            return None
+        ac, agreement = answer
+        try:
+            transport.queue.limit(agreement.pdu_length_send_max)
+        except ValueError as exc:
+            raise RemoteProtocolError(
+                "a maximum PDU length that cannot carry a fragment (PS3.8 §D.1)", source=0, reason=0
+            ) from exc
+        upper.accept(ac)
+        for pdu in upper.take_output():
+            transport.queue.add_bytes(pdu)
+        association = Association(transport, upper, agreement, peer, self.timeouts, self.observer)
+        await association.flush()
+        return association
+
+    async def _leave(self, transport: Transport, upper: UpperLayer) -> None:
+        """Sends what the table asked for (A-ABORT, A-ASSOCIATE-RJ), lets the peer read it, closes."""
+        with trio.move_on_after(self.timeouts.artim):
+            try:
+                _queue_all(transport, upper.take_output())
+                await transport.flush(self.timeouts.artim)
+            except TransportError:
+                return
+            if not upper.close_transport:
+                transport.shutdown_send()
+                await transport.drain(self.timeouts.artim)
+
+
+def _queue_all(transport: Transport, pdus: Iterable[bytes]) -> None:
+    transport.queue.cut()
+    for pdu in pdus:
+        transport.queue.add_bytes(pdu)

@@ -1,0 +1,170 @@
+"""Opens associations: connects, proposes, and hands out what the peer accepted."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from dcmhaul.errors import (
+    AssociationAborted,
+    AssociationRejected,
+    PeerTimeout,
+    RemoteProtocolError,
+    TransportError,
+)
+from dcmhaul.net.association import ABORT_SECONDS, Association
+from dcmhaul.net.transport import Transport, connect
+from dcmhaul.net.types import NullObserver, Observer, SocketOptions, Timeouts
+from dcmhaul.protocol.events import (
+    Aborted,
+    AssociationAccepted,
+    AssociationRejectedEvent,
+    Event,
+    Role,
+)
+from dcmhaul.protocol.negotiation import AssociationRequest, requestor_agreement
+from dcmhaul.protocol.upper_layer import UpperLayer
+from dcmhaul.wire._fragments import SendQueue
+from dcmhaul.wire._frames import NEED_DATA, PduReader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dcmhaul.wire.pdu import AAssociateAc
+
+__all__ = ["open_association"]
+
+# PS3.8 §9.3.4: what an A-ASSOCIATE-RJ says, by source and reason.
+REJECT_TEXT: Final = {
+    (1, 1): "no reason given",
+    (1, 2): "application context name not supported",
+    (1, 3): "calling AE title not recognized",
+    (1, 7): "called AE title not recognized",
+    (2, 1): "no reason given",
+    (2, 2): "protocol version not supported",
+    (3, 1): "temporary congestion",
+    (3, 2): "local limit exceeded",
+}
+
+
+@asynccontextmanager
+async def open_association(
+    host: str,
+    port: int,
+    request: AssociationRequest,
+    *,
+    timeouts: Timeouts | None = None,
+    options: SocketOptions | None = None,
+    observer: Observer | None = None,
+) -> AsyncIterator[Association]:
+    """An association with the peer at `host`:`port`; left cleanly it is released, else aborted.
+
+    Raises PeerTimeout, TransportError, AssociationRejected or AssociationAborted while it is opened.
+    That no context was accepted is left to the caller to judge (PS3.8 §7.1.1).
+    """
+    timeouts = timeouts or Timeouts()
+    observer = observer or NullObserver()
+    sock = await connect(host, port, timeouts.connect, options or SocketOptions())
+    peer = f"{host}:{port}"
+    upper = UpperLayer(Role.REQUESTOR)
+    transport = Transport(sock, PduReader(request.pdu_length_max), SendQueue(0))
+    association: Association | None = None
+    try:
+        rq = request.to_pdu()
+        upper.connect()
+        upper.transport_connected(rq)
+        ac = await _negotiate(transport, upper, peer, timeouts, observer)
+        agreement = requestor_agreement(rq, ac)
+        try:
+            transport.queue.limit(agreement.pdu_length_send_max)
+        except ValueError as exc:
+            raise RemoteProtocolError(
+                f"{peer} announces a maximum PDU length of {agreement.pdu_length_send_max}, which "
+                "cannot carry a fragment (PS3.8 §D.1)",
+                source=0,
+                reason=0,
+            ) from exc
+        association = Association(transport, upper, agreement, peer, timeouts, observer)
+        observer.association_opened(Role.REQUESTOR, peer, association.stats)
+        try:
+            yield association
+        except BaseException:
+            await association.abort()
+            raise
+        finally:
+            await association.release()
+            observer.association_closed(Role.REQUESTOR, association.stats(), association.stats)
+    except BaseException as exc:
+        if association is None:
+            await _break_off(transport, upper, exc)
+        raise
+    finally:
+        transport.close()
+
+
+async def _negotiate(
+    transport: Transport, upper: UpperLayer, peer: str, timeouts: Timeouts, observer: Observer
+) -> AAssociateAc:
+    for pdu in upper.take_output():
+        transport.queue.add_bytes(pdu)
+    event: Event | None = None
+    try:
+        with trio.fail_after(timeouts.association or float("inf")):
+            await transport.flush(None)
+            while transport.reader.next() == NEED_DATA:
+                if not await transport.receive(None, "association", in_message=False):
+                    upper.transport_closed()
+                    raise TransportError(
+                        f"{peer}: the peer closed the connection instead of answering the association "
+                        "request; is it a DICOM port, and does it know us?"
+                    )
+    except trio.TooSlowError as exc:
+        raise PeerTimeout(
+            "association",
+            timeouts.association or 0.0,
+            f"{peer} took the connection but did not answer the association request",
+        ) from exc
+    except RemoteProtocolError as exc:
+        upper.received_fault(exc)
+        raise TransportError(f"{peer} does not speak DICOM: {exc}") from exc
+    event = upper.received_pdu(transport.reader.pdu_type, transport.reader.pdu_body)
+    if isinstance(event, AssociationAccepted):
+        return event.ac
+    if isinstance(event, AssociationRejectedEvent):
+        rj = event.rj
+        observer.association_rejected(Role.REQUESTOR, rj.result, rj.source, rj.reason)
+        text = REJECT_TEXT.get((rj.source, rj.reason), f"source {rj.source} reason {rj.reason}")
+        kind = "for now" if rj.result == 2 else "for good"
+        raise AssociationRejected(
+            rj.result, rj.source, rj.reason, f"{peer} rejected the association {kind}: {text}"
+        )
+    if isinstance(event, Aborted) or upper.close_transport:
+        source, reason = (event.source, event.reason) if isinstance(event, Aborted) else (2, 0)
+        observer.association_aborted(Role.REQUESTOR, "peer", source, reason)
+        raise AssociationAborted(source, reason, f"{peer} aborted instead of accepting")
+    raise TransportError(
+        f"{peer} answered the association request with PDU type "
+        f"0x{transport.reader.pdu_type:02X}, broken or out of place"
+    )
+
+
+async def _break_off(transport: Transport, upper: UpperLayer, cause: BaseException) -> None:
+    """Says A-ABORT where the state asks for it, before the socket closes."""
+    with trio.CancelScope(shield=True):
+        output = upper.take_output()
+        if not output and upper.abortable and not isinstance(cause, TransportError):
+            upper.abort()
+            output = upper.take_output()
+        if output:
+            transport.queue.cut()
+            for pdu in output:
+                transport.queue.add_bytes(pdu)
+            with trio.move_on_after(ABORT_SECONDS):
+                try:
+                    await transport.flush(ABORT_SECONDS)
+                except TransportError:
+                    return
+                transport.shutdown_send()
+                await transport.drain(ABORT_SECONDS)

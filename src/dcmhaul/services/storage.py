@@ -1,0 +1,358 @@
+"""Storage (PS3.4 Annex B): C-STORE in both roles, also for the sub-operations of a retrieve."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from dcmhaul import uids
+from dcmhaul.errors import (
+    AssociationAborted,
+    DcmhaulError,
+    NoAcceptedContext,
+    RemoteProtocolError,
+    UnreadableInstance,
+)
+from dcmhaul.net import FileRange
+from dcmhaul.objects.instances import (
+    IncomingInstance,
+    OutgoingInstance,
+    SinkFactory,
+    StorageSink,
+    StoreRefused,
+    StoreReply,
+)
+from dcmhaul.protocol.dimse import CStoreRq, CStoreRsp, DimseMessage
+from dcmhaul.protocol.negotiation import SupportedContext
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from dcmhaul.net import Association, Incoming
+    from dcmhaul.protocol.negotiation import AcceptedContext
+    from dcmhaul.services.provider import Completion
+
+__all__ = ["StorageScp", "StorageScu", "StoreOutcome"]
+
+SUCCESS: Final = 0x0000
+OUT_OF_RESOURCES: Final = 0xA700
+INVALID_INSTANCE_UID: Final = 0x0117  # PS3.7 §C.5.8
+CLASS_NOT_SUPPORTED: Final = 0x0122  # PS3.7 §C.5.21
+DATASET_MISSING: Final = 0xC000
+
+# Bytes of small objects that gather before they leave in one system call.
+BATCH_BYTES: Final = 262_144
+
+
+# -- the SCP ------------------------------------------------------------------------------------
+
+
+class StorageScp:
+    """Takes instances into the sinks that `sinks` makes; None drops them and answers 0000.
+
+    Every Storage SOP class of PS3.6 is accepted in every transfer syntax, and `extra_classes`; more is
+    up to the policy's `accept_any_storage`.
+    """
+
+    def __init__(
+        self,
+        sinks: SinkFactory | None,
+        *,
+        extra_classes: Iterable[str] = (),
+        transfer_syntaxes: tuple[str, ...] = (),
+    ) -> None:
+        self._sinks = sinks
+        context = SupportedContext(transfer_syntaxes=transfer_syntaxes)
+        self._contexts = dict.fromkeys((*uids.STORAGE_SOP_CLASSES, *extra_classes), context)
+
+    def contexts(self) -> Mapping[str, SupportedContext]:
+        return self._contexts
+
+    def handles(self) -> tuple[type[DimseMessage], ...]:
+        return (CStoreRq,)
+
+    async def handle(self, association: Association, incoming: Incoming) -> Completion | None:
+        """Reads one C-STORE-RQ with its dataset. The answer is queued here, or by the completion."""
+        started = time.perf_counter()
+        context, request = incoming
+        assert isinstance(request, CStoreRq)  # the provider dispatches by type
+        reply = _refusal(context, request)
+        sink: StorageSink | None = None
+        if reply is None and self._sinks is not None:
+            agreement = association.agreement
+            try:
+                sink = self._sinks(
+                    IncomingInstance(
+                        sop_class_uid=request.affected_sop_class_uid,
+                        sop_instance_uid=request.affected_sop_instance_uid,
+                        transfer_syntax_uid=context.transfer_syntax,
+                        calling_ae_title=agreement.calling_ae_title,
+                        called_ae_title=agreement.called_ae_title,
+                        peer=association.peer,
+                    )
+                )
+            except StoreRefused as exc:
+                reply = exc.reply
+        length = 0
+        if request.has_dataset:
+            try:
+                length = await association.read_dataset(sink)
+            except BaseException:
+                if sink is not None:
+                    sink.discard()
+                raise
+            if length > association.dataset_length_max and reply is None:
+                reply = StoreReply(
+                    status=OUT_OF_RESOURCES, error_comment="dataset above the size limit"
+                )
+        if reply is not None and sink is not None:
+            sink.discard()
+        if reply is None and sink is not None:
+            return partial(_commit, association, incoming, sink, length, started)
+        _answer(association, incoming, reply or _STORED, length, started)
+        return None
+
+
+_STORED: Final = StoreReply(status=SUCCESS)
+
+
+async def _commit(
+    association: Association,
+    incoming: Incoming,
+    sink: StorageSink,
+    length: int,
+    started: float,
+) -> None:
+    _answer(association, incoming, await sink.commit(), length, started)
+
+
+def _answer(
+    association: Association,
+    incoming: Incoming,
+    reply: StoreReply,
+    length: int,
+    started: float,
+) -> None:
+    context, request = incoming
+    assert isinstance(request, CStoreRq)
+    association.queue(
+        context.context_id,
+        CStoreRsp(
+            message_id_being_responded_to=request.message_id,
+            status=reply.status,
+            affected_sop_class_uid=request.affected_sop_class_uid,
+            affected_sop_instance_uid=request.affected_sop_instance_uid,
+            error_comment=reply.error_comment or None,
+        ),
+    )
+    seconds = time.perf_counter() - started
+    association.observer.operation("C-STORE", "in", reply.status, seconds, length)
+
+
+def _refusal(context: AcceptedContext, request: CStoreRq) -> StoreReply | None:
+    """What is wrong with the command itself: the dataset is drained and never looked at."""
+    if not uids.is_valid_uid(request.affected_sop_instance_uid):
+        return StoreReply(
+            status=INVALID_INSTANCE_UID, error_comment="SOP Instance UID is not 1-64 of 0-9 and ."
+        )
+    if request.affected_sop_class_uid != context.abstract_syntax:
+        return StoreReply(
+            status=CLASS_NOT_SUPPORTED, error_comment="SOP Class is not that of the context"
+        )
+    if not request.has_dataset:
+        return StoreReply(status=DATASET_MISSING, error_comment="C-STORE-RQ without a dataset")
+    return None
+
+
+# -- the SCU ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOutcome:
+    """How one instance ended. Without a status there is an error.
+
+    sent: whether its C-STORE-RQ left. An error then means that the outcome is unknown, not failed.
+    """
+
+    instance: OutgoingInstance
+    status: int | None
+    error: DcmhaulError | None
+    error_comment: str
+    sent: bool
+    seconds: float
+    length: int
+
+    @property
+    def stored(self) -> bool:
+        """0000, or one of the B0xx warnings, with which the instance is stored (PS3.4 §B.2.3)."""
+        return self.status is not None and (self.status == SUCCESS or self.status >> 12 == 0xB)
+
+
+class _Outstanding:
+    __slots__ = ("instance", "started")
+
+    def __init__(self, instance: OutgoingInstance, started: float) -> None:
+        self.instance = instance
+        self.started = started
+
+
+class StorageScu:
+    """Sends instances on one association, up to the negotiated window of them unanswered."""
+
+    def __init__(self, association: Association, *, window: int | None = None) -> None:
+        granted = association.agreement.window_invoked
+        self._association = association
+        self._window = granted if window is None else min(window, granted)
+        self._contexts: dict[tuple[str, str], AcceptedContext | None] = {}
+        self._outstanding: dict[int, _Outstanding] = {}
+
+    async def run(
+        self,
+        take: Callable[[], Awaitable[OutgoingInstance | None]],
+        report: Callable[[StoreOutcome], None],
+    ) -> None:
+        """Sends what `take` gives until it gives None; `report` hears of each, and closes nothing.
+
+        Where the association breaks, every unanswered instance is reported with the error (its outcome
+        is unknown), then the error is raised; instances not taken yet are untouched.
+        """
+        association = self._association
+        outstanding = self._outstanding
+        exhausted = False
+        try:
+            while True:
+                queued = 0
+                while not exhausted and len(outstanding) < self._window:
+                    instance = await take()
+                    if instance is None:
+                        exhausted = True
+                        break
+                    queued += await self._begin(instance, report)
+                    if queued >= BATCH_BYTES:
+                        await association.flush()
+                        queued = 0
+                if queued:
+                    await association.flush()
+                if not outstanding:
+                    if exhausted:
+                        return
+                    continue
+                await self._take_response(report)
+                while association.has_buffered() and outstanding:
+                    await self._take_response(report)
+        except EOFError as exc:
+            raise self._shrunk(report) from exc
+        except DcmhaulError as exc:
+            self._give_up(exc, report)
+            raise
+
+    def _context(self, instance: OutgoingInstance) -> AcceptedContext | None:
+        key = (instance.sop_class_uid, instance.transfer_syntax_uid)
+        try:
+            return self._contexts[key]
+        except KeyError:
+            context = self._association.agreement.context_for(key[0], (key[1],))
+            self._contexts[key] = context
+            return context
+
+    async def _begin(
+        self, instance: OutgoingInstance, report: Callable[[StoreOutcome], None]
+    ) -> int:
+        """Queues one instance; returns its bytes, 0 where it left at once or cannot leave."""
+        association = self._association
+        context = self._context(instance)
+        if context is None:
+            error = NoAcceptedContext(
+                f"{association.peer} accepted no context for {uids.name(instance.sop_class_uid)} "
+                f"in {uids.name(instance.transfer_syntax_uid)}"
+            )
+            report(_outcome(instance, error=error))
+            return 0
+        message_id = association.next_message_id()
+        request = CStoreRq(
+            message_id=message_id,
+            affected_sop_class_uid=instance.sop_class_uid,
+            affected_sop_instance_uid=instance.sop_instance_uid,
+        )
+        self._outstanding[message_id] = _Outstanding(instance, time.perf_counter())
+        dataset = instance.dataset
+        if isinstance(dataset, FileRange):
+            await association.send(context.context_id, request, dataset)
+            return 0
+        association.queue(context.context_id, request, dataset)
+        return instance.length
+
+    async def _take_response(self, report: Callable[[StoreOutcome], None]) -> None:
+        association = self._association
+        incoming = await association.receive(
+            seconds=association.timeouts.dimse, phase="C-STORE response"
+        )
+        if incoming is None:
+            raise AssociationAborted(
+                0, 0, f"{association.peer} released the association before it had answered"
+            )
+        response = incoming.message
+        pending = None
+        if isinstance(response, CStoreRsp):
+            pending = self._outstanding.pop(response.message_id_being_responded_to, None)
+        if pending is None or not isinstance(response, CStoreRsp):
+            raise RemoteProtocolError(
+                f"{association.peer} sent a {type(response).__name__} to no request of ours",
+                source=0,
+                reason=0,
+            )
+        if response.has_dataset:
+            await association.read_dataset(None)
+        association.message_ids.give_back(response.message_id_being_responded_to)
+        seconds = time.perf_counter() - pending.started
+        length = pending.instance.length
+        association.observer.operation("C-STORE", "out", response.status, seconds, length)
+        report(
+            _outcome(
+                pending.instance,
+                status=response.status,
+                error_comment=response.error_comment or "",
+                sent=True,
+                seconds=seconds,
+            )
+        )
+
+    def _give_up(self, error: DcmhaulError, report: Callable[[StoreOutcome], None]) -> None:
+        now = time.perf_counter()
+        for pending in self._outstanding.values():
+            report(
+                _outcome(pending.instance, error=error, sent=True, seconds=now - pending.started)
+            )
+        self._outstanding.clear()
+
+    def _shrunk(self, report: Callable[[StoreOutcome], None]) -> UnreadableInstance:
+        """The file of the last request ended early: that one has failed, the others are unknown."""
+        _, last = self._outstanding.popitem()
+        error = UnreadableInstance(
+            f"{last.instance.label}: the file became shorter while it was sent"
+        )
+        report(_outcome(last.instance, error=error))
+        self._give_up(error, report)
+        return error
+
+
+def _outcome(
+    instance: OutgoingInstance,
+    *,
+    status: int | None = None,
+    error: DcmhaulError | None = None,
+    error_comment: str = "",
+    sent: bool = False,
+    seconds: float = 0.0,
+) -> StoreOutcome:
+    return StoreOutcome(
+        instance=instance,
+        status=status,
+        error=error,
+        error_comment=error_comment,
+        sent=sent,
+        seconds=seconds,
+        length=instance.length,
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from dcmhaul.protocol.events import Role
@@ -27,6 +27,7 @@ __all__ = ["OTHER", "Counters", "Family", "NodeObserver"]
 OTHER = "other"
 
 DIRECTIONS = ("in", "out")
+CALLS = ("recv", "send")
 ROLES = tuple(role.value for role in Role)
 CATEGORIES = tuple(StatusCategory)
 OPERATIONS = (
@@ -72,6 +73,50 @@ _DIRECTION_PLACE = {name: place for place, name in enumerate(DIRECTIONS)}
 _STORE_PLACE = _OPERATION_PLACE["C-STORE"]
 
 
+Kind = Literal["counter", "gauge", "histogram"]
+
+_DESCRIPTIONS: dict[str, tuple[Kind, str, tuple[str, ...]]] = {
+    "bytes": (
+        "counter",
+        "Dataset bytes, without PDU and PDV headers",
+        ("node", "direction"),
+    ),
+    "instances": (
+        "counter",
+        "C-STORE requests that were answered, by the class of the status",
+        ("node", "direction", "status_class"),
+    ),
+    "associations": (
+        "gauge",
+        "Associations, by what they are doing now",
+        ("node", "role", "state"),
+    ),
+    "associations_rejected": (
+        "counter",
+        "A-ASSOCIATE-RJ received (requestor) or sent (acceptor), PS3.8 9.3.4",
+        ("node", "role", "source", "reason"),
+    ),
+    "associations_aborted": (
+        "counter",
+        "Associations that ended by A-ABORT or by a lost connection, PS3.8 9.3.8",
+        ("node", "origin", "source", "reason"),
+    ),
+    "dimse_requests": (
+        "counter",
+        "DIMSE operations that were answered, by the class of the status",
+        ("node", "op", "status_class"),
+    ),
+    "dimse_seconds": (
+        "histogram",
+        "Time of a DIMSE operation, from its request to its final response",
+        ("node", "op"),
+    ),
+    "pdus": ("counter", "PDUs of every type", ("direction",)),
+    "syscalls": ("counter", "System calls on the sockets of associations", ("call",)),
+    "wakeups": ("counter", "Waits for a socket to become readable or writable", ()),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One metric without its prefix: what it is called, what its labels are, what was counted.
@@ -80,7 +125,7 @@ class Family:
     """
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Kind
     help: str
     labels: tuple[str, ...]
     samples: tuple[tuple[tuple[str, ...], int | Buckets], ...]
@@ -218,101 +263,54 @@ def _add_stats(values: array[int], base: int, stats: AssociationStats) -> None:
     values[_WAKEUPS] += stats.wakeups
 
 
-def _families(nodes: tuple[str, ...], values: array[int]) -> Iterator[Family]:
-    bases = [(node, _PROCESS_SIZE + place * _NODE_SIZE) for place, node in enumerate(nodes)]
+class _Block:
+    """Reads the blocks of all nodes in a snapshot."""
 
-    def grid(
-        offset: int, *axes: tuple[str, ...], zeros: bool
-    ) -> tuple[tuple[tuple[str, ...], int], ...]:
-        """Every combination of the axes, in the order in which it lies in a node's block."""
+    def __init__(self, nodes: tuple[str, ...], values: array[int]) -> None:
+        self.values = values
+        self.bases = [
+            (node, _PROCESS_SIZE + place * _NODE_SIZE) for place, node in enumerate(nodes)
+        ]
+
+    def family(self, name: str, offset: int, *axes: tuple[str, ...], zeros: bool) -> Family:
+        """Every combination of the axes, in the order in which it lies in a node's block.
+
+        zeros: whether places that are still 0 are shown too.
+        """
+        kind, text, labels = _DESCRIPTIONS[name]
         found: list[tuple[tuple[str, ...], int]] = []
-        for node, base in bases:
-            place = base + offset
-            for labels in itertools.product(*axes):
-                if zeros or values[place]:
-                    found.append(((node, *labels), values[place]))
-                place += 1
-        return tuple(found)
+        for node, base in self.bases:
+            for place, rest in enumerate(itertools.product(*axes), base + offset):
+                if zeros or self.values[place]:
+                    found.append(((node, *rest), self.values[place]))
+        return Family(name=name, kind=kind, help=text, labels=labels, samples=tuple(found))
 
+
+def _families(nodes: tuple[str, ...], values: array[int]) -> Iterator[Family]:
+    block = _Block(nodes, values)
     categories = tuple(found.name.lower() for found in CATEGORIES)
-    yield Family(
-        name="bytes",
-        kind="counter",
-        help="Dataset bytes, without PDU and PDV headers",
-        labels=("node", "direction"),
-        samples=grid(_BYTES, DIRECTIONS, zeros=True),
-    )
-    yield Family(
-        name="instances",
-        kind="counter",
-        help="C-STORE requests that were answered, by the class of the status",
-        labels=("node", "direction", "status_class"),
+    yield block.family("bytes", _BYTES, DIRECTIONS, zeros=True)
+    instances = block.family("instances", _INSTANCES, DIRECTIONS, categories, zeros=True)
+    final = ("success", "warning", "failure")
+    yield replace(
+        instances,
         samples=tuple(
-            sample
-            for sample in grid(_INSTANCES, DIRECTIONS, categories, zeros=True)
-            if sample[1] or sample[0][2] in ("success", "warning", "failure")
+            (labels, value) for labels, value in instances.samples if value or labels[2] in final
         ),
     )
-    yield Family(
-        name="associations",
-        kind="gauge",
-        help="Associations, by what they are doing now",
-        labels=("node", "role", "state"),
-        samples=grid(_OPEN, ROLES, ("open",), zeros=True),
-    )
-    yield Family(
-        name="associations_rejected",
-        kind="counter",
-        help="A-ASSOCIATE-RJ received (requestor) or sent (acceptor), PS3.8 9.3.4",
-        labels=("node", "role", "source", "reason"),
-        samples=grid(_REJECTED, ROLES, SOURCES, REASONS, zeros=False),
-    )
-    yield Family(
-        name="associations_aborted",
-        kind="counter",
-        help="Associations that ended by A-ABORT or by a lost connection, PS3.8 9.3.8",
-        labels=("node", "origin", "source", "reason"),
-        samples=grid(_ABORTED, ORIGINS, SOURCES, REASONS, zeros=False),
-    )
-    yield Family(
-        name="dimse_requests",
-        kind="counter",
-        help="DIMSE operations that were answered, by the class of the status",
-        labels=("node", "op", "status_class"),
-        samples=grid(_REQUESTS, OPERATIONS, categories, zeros=False),
-    )
-    yield Family(
-        name="dimse_seconds",
-        kind="histogram",
-        help="Time of a DIMSE operation, from its request to its final response",
-        labels=("node", "op"),
-        samples=tuple(_histograms(bases, values)),
-    )
-    yield from _process_families(values)
+    yield block.family("associations", _OPEN, ROLES, ("open",), zeros=True)
+    yield block.family("associations_rejected", _REJECTED, ROLES, SOURCES, REASONS, zeros=False)
+    yield block.family("associations_aborted", _ABORTED, ORIGINS, SOURCES, REASONS, zeros=False)
+    yield block.family("dimse_requests", _REQUESTS, OPERATIONS, categories, zeros=False)
+    yield _described("dimse_seconds", _histograms(block.bases, values))
+    yield _described("pdus", (((way,), values[_PDUS + i]) for i, way in enumerate(DIRECTIONS)))
+    yield _described("syscalls", (((c,), values[_CALLS + i]) for i, c in enumerate(CALLS)))
+    yield _described("wakeups", [((), values[_WAKEUPS])])
 
 
-def _process_families(values: array[int]) -> Iterator[Family]:
-    yield Family(
-        name="pdus",
-        kind="counter",
-        help="PDUs of every type",
-        labels=("direction",),
-        samples=tuple(((way,), values[_PDUS + i]) for i, way in enumerate(DIRECTIONS)),
-    )
-    yield Family(
-        name="syscalls",
-        kind="counter",
-        help="System calls on the sockets of associations",
-        labels=("call",),
-        samples=tuple(((call,), values[_CALLS + i]) for i, call in enumerate(("recv", "send"))),
-    )
-    yield Family(
-        name="wakeups",
-        kind="counter",
-        help="Waits for a socket to become readable or writable",
-        labels=(),
-        samples=(((), values[_WAKEUPS]),),
-    )
+def _described(name: str, samples: Iterable[tuple[tuple[str, ...], int | Buckets]]) -> Family:
+    kind, text, labels = _DESCRIPTIONS[name]
+    return Family(name=name, kind=kind, help=text, labels=labels, samples=tuple(samples))
 
 
 def _histograms(

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from struct import Struct
 from struct import error as struct_error
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from dcmhaul.errors import LocalProtocolError, RemoteProtocolError
+from dcmhaul.wire import _commands
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "COMMAND_SET_LENGTH_MAX",
     "ELEMENTS",
+    "CommandLayout",
     "CommandSet",
     "CommandValue",
     "decode_command_set",
@@ -83,6 +85,9 @@ _KINDS: Final = {
 _DECODE: Final = {
     element << 16: (keyword, _KINDS[vr]) for keyword, (element, vr) in ELEMENTS.items()
 }
+for _keyword, (_element, _vr) in ELEMENTS.items():
+    _commands.define(_element, _keyword, _vr)
+
 _ENCODE: Final = {keyword: (tag, kind) for tag, (keyword, kind) in _DECODE.items() if tag}
 
 
@@ -126,6 +131,28 @@ def encode_command_set(values: Mapping[str, CommandValue | None]) -> bytes:
     return b"".join(parts)
 
 
+class CommandLayout:
+    """The elements of one kind of message, so that only the values are looked at each time."""
+
+    __slots__ = ("_elements", "_keywords")
+
+    def __init__(self, keywords: Iterable[str]) -> None:
+        self._keywords = tuple(sorted(keywords, key=ELEMENTS.__getitem__))
+        self._elements = tuple(ELEMENTS[keyword][0] for keyword in self._keywords)
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """The keywords in ascending order of their tags: the order of `encode`'s values."""
+        return self._keywords
+
+    def encode(self, values: tuple[CommandValue | None, ...]) -> bytes:
+        """As `encode_command_set`, with a value, or None, for each of `keywords`."""
+        regular = _commands.encode(self._elements, values)
+        if regular is not None:
+            return regular
+        return encode_command_set(dict(zip(self._keywords, values, strict=True)))
+
+
 def decode_command_set(data: bytes) -> CommandSet:
     """The known elements of a command set by keyword; of unknown ones only the lengths are checked.
 
@@ -134,6 +161,9 @@ def decode_command_set(data: bytes) -> CommandSet:
     Raises RemoteProtocolError (abort of the service-user) on: an element outside group 0000, a
     repeated one, an odd length, a value past the end, a number of the wrong size.
     """
+    regular = _commands.decode(data)
+    if regular is not None:
+        return cast("CommandSet", regular)
     values: CommandSet = {}
     size = len(data)
     headers_end = size - _HEADER_SIZE

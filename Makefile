@@ -35,7 +35,7 @@ demo: install
 	$(BIN)/dcmhaul demo
 
 test: $(VENV)/.test
-	$(BIN)/python -bb -X dev -m pytest -q
+	$(BIN)/python -bb -X dev -m pytest -q $(PYTEST_ARGS)
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
@@ -45,6 +45,11 @@ check: $(VENV)/.check
 	$(BIN)/mypy tests bench
 	$(BIN)/python -m mypy.stubtest --concise --ignore-disjoint-bases --allowlist tests/stubtest.allow dcmhaul.wire._frames dcmhaul.wire._fragments dcmhaul.wire._elements dcmhaul.wire._buckets dcmhaul.net._sockio
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench.loopback
+	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.startup
 
 # For work on the extension: builds in place, without the isolated build environment.
 ext:

@@ -1,4 +1,4 @@
-"""Runs `async def` tests under trio, and gives them trio's clocks."""
+"""Runs `async def` tests under trio, gives them trio's clocks, and names Hypothesis' profiles."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# No deadline and no complaint about slowness: how long a test takes depends on the machine and on
+# how the extension was built. `pytest --hypothesis-profile=ci` chooses the other one.
+_UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("dev", _UNTIMED, max_examples=50)
+settings.register_profile("ci", _UNTIMED, max_examples=500, derandomize=True)
+settings.load_profile("dev")
 
 REQUIRE_PEERS = os.environ.get("REQUIRE_PEERS") == "1"
 

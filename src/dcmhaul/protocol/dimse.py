@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from dcmhaul.errors import LocalProtocolError, RemoteProtocolError
-from dcmhaul.wire.command import ELEMENTS, decode_command_set, encode_command_set
+from dcmhaul.wire.command import CommandLayout, decode_command_set
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +118,7 @@ class DimseMessage:
 
     command_field: ClassVar[int]
     # Filled in below, in ascending order of tags: keywords, and what reads their values.
-    _keywords: ClassVar[tuple[str, ...]]
+    _layout: ClassVar[CommandLayout]
     _values: ClassVar[attrgetter[tuple[Any, ...]]]
 
     has_dataset: bool = False
@@ -129,7 +129,7 @@ class DimseMessage:
 
     def encode(self) -> bytes:
         """The command set, CommandGroupLength first. LocalProtocolError if a value cannot fit."""
-        return encode_command_set(dict(zip(self._keywords, self._values(self), strict=True)))
+        return self._layout.encode(self._values(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,9 +377,8 @@ def _prepare(message: type[DimseMessage]) -> _DecodingPlan:
     if "ErrorComment" in sources:
         sources["ErrorComment"] = "_short_comment"
     sources |= {"CommandField": "command_field", "CommandDataSetType": "_dataset_type"}
-    ascending = sorted(sources, key=ELEMENTS.__getitem__)
-    message._keywords = tuple(ascending)
-    message._values = attrgetter(*(sources[keyword] for keyword in ascending))
+    message._layout = CommandLayout(sources)
+    message._values = attrgetter(*(sources[keyword] for keyword in message._layout.keywords))
     required = {name for name, field in own.items() if field.default is MISSING}
     return _DecodingPlan(
         message=message,

@@ -173,7 +173,7 @@ _SERVICES: Final[dict[str, _Ranges]] = {
     "STORAGE-COMMITMENT": _COMMITMENT,
 }
 
-# A range of warnings: the storage service takes all of B0xx for "stored", the retrieve services know
+# Ranges of warnings: the storage service takes all of B0xx for "stored", the retrieve services know
 # one warning alone, and what is not DIMSE-C follows PS3.7 §C.3.
 _WARNINGS: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     "C-STORE": ((0xB000, 0xB0FF),),
@@ -192,7 +192,7 @@ _PENDING_SERVICES: Final = frozenset({"C-FIND", "C-GET", "C-MOVE"})
 
 
 def category(status: int, service: str = "C-STORE") -> StatusCategory:
-    """The category of `status` in `service`: C-STORE, C-FIND, C-GET, C-MOVE, C-ECHO, MPPS, UPS, N-*.
+    """The category of `status` in `service`: "C-STORE", "C-FIND", "N-SET", "MPPS", "UPS" ...
 
     What the service does not define is a failure: a pending C-STORE as well as an unlisted warning.
     """

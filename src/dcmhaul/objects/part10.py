@@ -25,6 +25,7 @@ _FIRST_READ = 16384  # bytes; group 0002 and all elements before the pixels of m
 _PIECE_MIN = 4096  # bytes read after a jump: the headers that follow a value are few
 _PIECE_MAX = 65536
 _META_MAX = 1 << 20  # bytes in which group 0002 of a file must end
+_INLINE_READS_MAX = 16  # further reads that a caller who must not wait will make
 _INFLATED_MAX = 262144  # bytes of a deflated dataset that are looked at
 
 _SOP_CLASS = 0x00080016
@@ -125,13 +126,13 @@ def _is_cold(fd: int, offset: int, length: int) -> bool:
     return False
 
 
-def _walk(fd: int, walker: ElementWalker, head: memoryview, position: int, size: int) -> None:
-    """Walks the dataset to its end: `head` first, then from `position` of the file.
+def _walk(fd: int, walker: ElementWalker, position: int, size: int, nowait: bool) -> None:
+    """Walks on from `position` of the file to its end.
 
     Raises ElementFault where anything is broken or runs past the end of the file.
     """
-    walker.feed(head)
     piece_size = _PIECE_MIN
+    reads = 0
     while position < size:
         skip = walker.skip
         if skip:
@@ -142,6 +143,9 @@ def _walk(fd: int, walker: ElementWalker, head: memoryview, position: int, size:
             piece_size = _PIECE_MIN
         else:
             piece_size = min(piece_size * 4, _PIECE_MAX)
+        if nowait and reads == _INLINE_READS_MAX:
+            raise BlockingIOError
+        reads += 1
         piece = os.pread(fd, min(piece_size, size - position), position)
         if not piece and position < size:
             raise UnreadableInstance("the file became shorter while it was read")
@@ -178,7 +182,7 @@ def _parse_meta(fd: int, head: bytearray, size: int) -> tuple[FileMeta, bytearra
     return parse_file_meta(head), head
 
 
-def _examine(fd: int, head: bytearray, size: int, meta: FileMeta) -> dict[int, bytes]:
+def _examine(fd: int, head: bytearray, size: int, meta: FileMeta, nowait: bool) -> dict[int, bytes]:
     """The captured UIDs of the dataset, once it is known to be whole."""
     syntax = meta.transfer_syntax_uid
     walker = ElementWalker(capture=_CAPTURE, big_endian=syntax == EXPLICIT_VR_BIG_ENDIAN)
@@ -188,14 +192,12 @@ def _examine(fd: int, head: bytearray, size: int, meta: FileMeta) -> dict[int, b
             if len(head) < size:
                 view = memoryview(os.pread(fd, _INFLATED_MAX, meta.dataset_offset))
             _walk_deflated(walker, view, meta.dataset_offset + len(view) == size)
-        elif meta.has_meta or len(head) == size:
-            _walk(fd, walker, view, len(head), size)
         else:
-            # Nothing but these UIDs says that a file without meta is DICOM, so they come first.
             walker.feed(view)
-            if _SOP_INSTANCE not in walker.captured:
+            # Nothing but this UID tells a bare dataset from any other bytes, so it must come early.
+            if not meta.has_meta and _SOP_INSTANCE not in walker.captured:
                 raise NotDicom("not a DICOM file: no preamble, and no SOP Instance UID")
-            _walk(fd, walker, view[:0], len(head), size)
+            _walk(fd, walker, len(head), size, nowait)
     except ElementFault as fault:
         known = walker.captured
         if meta.has_meta or (_SOP_CLASS in known and _SOP_INSTANCE in known):
@@ -232,7 +234,7 @@ def _open(path: str, fd: int, nowait: bool) -> tuple[FileInstance, bool]:
     head, cold = _read_start(fd, size if held else _FIRST_READ, nowait)
     meta, head = _parse_meta(fd, head, size)
     offset = meta.dataset_offset
-    captured = _examine(fd, head, size, meta)
+    captured = _examine(fd, head, size, meta, nowait)
     sop_class, sop_instance = _uids(meta, captured)
     length = size - offset
     if length == 0:
@@ -267,7 +269,7 @@ def _open(path: str, fd: int, nowait: bool) -> tuple[FileInstance, bool]:
 def open_instance(path: str | os.PathLike[str], *, nowait: bool = False) -> FileInstance:
     """Opens a file for sending, and checks by its element headers that it is whole.
 
-    nowait: BlockingIOError instead of waiting for the disk for the first bytes.
+    nowait: BlockingIOError where that would wait for the disk, or would take many reads.
     Raises NotDicom for what is to be skipped (no DICOM, a DICOMDIR, no regular file) and
     UnreadableInstance for DICOM that is truncated, broken, without UIDs or cannot be read.
     A deflated dataset is judged by its first 256 KiB.

@@ -1,0 +1,297 @@
+"""Where received datasets go: a folder of Part-10 files, a digest, or nowhere.
+
+Must not speak to an association, and must not make a path itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Self
+
+import trio
+
+from dcmhaul.errors import InstanceError
+from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
+from dcmhaul.objects.paths import Durability, Folder, TemporaryFile, instance_name
+from dcmhaul.uids import is_valid_uid
+from dcmhaul.wire.part10 import encode_file_meta, parse_file_meta
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dcmhaul.net.types import DatasetSlices
+
+__all__ = ["DigestSink", "DiscardSink", "FolderSink", "FolderSinks", "discard_instance"]
+
+# Statuses of a C-STORE-RSP (PS3.4 §B.2.3, PS3.7 §C.5.8).
+_SUCCESS: Final = 0x0000
+_INVALID_UID: Final = 0x0117
+_OUT_OF_RESOURCES: Final = 0xA700
+_CANNOT_UNDERSTAND: Final = 0xC000
+
+_STORED: Final = StoreReply(status=_SUCCESS)
+_COPIES_MAX: Final = 999
+_META_READ: Final = 65536  # bytes in which group 0002 of a file to compare with must end
+_COMPARE_READ: Final = 1 << 20
+_THREADS: Final = 8  # more of them gain nothing: the disk orders their syncs
+
+
+class _Outcome(Enum):
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    OTHER_BYTES = "other bytes"
+
+
+def _start_of(fd: int) -> tuple[str, int, int]:
+    """Transfer syntax, dataset offset and size of a Part-10 file."""
+    size = os.fstat(fd).st_size
+    meta = parse_file_meta(os.pread(fd, _META_READ, 0))
+    return meta.transfer_syntax_uid, meta.dataset_offset, size
+
+
+def _same_dataset(first: int, second: int) -> bool:
+    """Whether two files hold the same dataset in the same syntax; group 0002 may differ."""
+    try:
+        syntax, offset, size = _start_of(first)
+        other_syntax, other_offset, other_size = _start_of(second)
+    except InstanceError:
+        return False
+    length = size - offset
+    if syntax != other_syntax or length != other_size - other_offset:
+        return False
+    done = 0
+    while done < length:
+        piece = os.pread(first, min(_COMPARE_READ, length - done), offset + done)
+        if not piece or piece != os.pread(second, len(piece), other_offset + done):
+            return False
+        done += len(piece)
+    return True
+
+
+def _failure(error: OSError) -> StoreReply:
+    return StoreReply(
+        status=_OUT_OF_RESOURCES, error_comment=f"cannot be stored: {error.strerror}"[:64]
+    )
+
+
+class FolderSinks:
+    """A SinkFactory: each instance becomes one Part-10 file, `<SOP Instance UID>.dcm`.
+
+    Equal datasets under one UID are kept once; other bytes become `<UID>.1.dcm` and so on. No other
+    file is left in the folder. stored, duplicates, other_bytes: how the commits went so far;
+    `stored` counts files, those with other bytes too.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, durable: Durability = Durability.BATCH
+    ) -> None:
+        self.folder = Folder(path)
+        self.durable = durable
+        self.stored = 0
+        self.duplicates = 0
+        self.other_bytes = 0
+        self.limiter = trio.CapacityLimiter(_THREADS)
+
+    def __call__(self, incoming: IncomingInstance) -> FolderSink:
+        if not is_valid_uid(incoming.sop_instance_uid):
+            raise StoreRefused(
+                StoreReply(status=_INVALID_UID, error_comment="SOP Instance UID is no UID")
+            )
+        return FolderSink(self, incoming)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the folder; sinks that are not committed yet must have been discarded."""
+        self.folder.close()
+
+    def count(self, outcome: _Outcome) -> None:
+        if outcome is _Outcome.DUPLICATE:
+            self.duplicates += 1
+            return
+        self.stored += 1
+        if outcome is _Outcome.OTHER_BYTES:
+            self.other_bytes += 1
+
+
+class FolderSink:
+    """One dataset on its way into a file; nothing is visible before `commit`."""
+
+    __slots__ = ("_error", "_file", "_incoming", "_offset", "_owner")
+
+    def __init__(self, owner: FolderSinks, incoming: IncomingInstance) -> None:
+        self._owner = owner
+        self._incoming = incoming
+        self._file: TemporaryFile | None = None
+        self._offset = 0
+        self._error: OSError | None = None
+
+    async def write(self, data: DatasetSlices) -> None:
+        """Appends; after the first error everything is dropped, and `commit` says so."""
+        if self._error is not None:
+            return
+        try:
+            file = self._file or self._begin()
+            self._offset += data.pwrite(file.fd, self._offset)
+        except OSError as error:
+            self._error = error
+            self.discard()
+
+    def _begin(self) -> TemporaryFile:
+        incoming = self._incoming
+        self._file = self._owner.folder.create_temporary()
+        meta = encode_file_meta(
+            incoming.sop_class_uid,
+            incoming.sop_instance_uid,
+            incoming.transfer_syntax_uid,
+            incoming.calling_ae_title,
+        )
+        while self._offset < len(meta):
+            self._offset += os.pwrite(self._file.fd, meta[self._offset :], self._offset)
+        return self._file
+
+    async def commit(self) -> StoreReply:
+        """Makes the file appear, durable as the mode demands; A700 where that fails."""
+        if self._error is not None:
+            return _failure(self._error)
+        file = self._file
+        if file is None:
+            return StoreReply(status=_CANNOT_UNDERSTAND, error_comment="the dataset is empty")
+        try:
+            outcome = self._settle_at_once(file)
+            if outcome is None:
+                outcome = await trio.to_thread.run_sync(
+                    self._settle, file, limiter=self._owner.limiter
+                )
+        except OSError as error:
+            return _failure(error)
+        finally:
+            self.discard()
+        self._owner.count(outcome)
+        return _STORED
+
+    def discard(self) -> None:
+        """Closes the file; without a commit before it nothing remains."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _settle_at_once(self, file: TemporaryFile) -> _Outcome | None:
+        """Without durability one link is all; an existing file is compared in a thread."""
+        if self._owner.durable is not Durability.NONE:
+            return None
+        try:
+            file.link(instance_name(self._incoming.sop_instance_uid))
+        except FileExistsError:
+            return None
+        return _Outcome.STORED
+
+    def _settle(self, file: TemporaryFile) -> _Outcome:
+        """Data first, then the name, then the folder: in a thread, for each step may block."""
+        folder = self._owner.folder
+        durable = self._owner.durable
+        outcome, name = self._place(file, durable is not Durability.NONE)
+        if durable is not Durability.NONE:
+            try:
+                folder.sync(shared=durable is Durability.BATCH)
+            except OSError:
+                # What may not be durable must not look stored when the sender tries again.
+                if outcome is not _Outcome.DUPLICATE:
+                    with contextlib.suppress(OSError):
+                        folder.unlink(name)
+                raise
+        return outcome
+
+    def _place(self, file: TemporaryFile, durable: bool) -> tuple[_Outcome, str]:
+        """Links the file under the first name that is free, unless its bytes are there already."""
+        folder = self._owner.folder
+        synced = not durable
+        for copy in range(_COPIES_MAX + 1):
+            name = instance_name(self._incoming.sop_instance_uid, copy)
+            # A second try, for the name may be taken between a look at it and the link.
+            for _attempt in range(2):
+                try:
+                    existing = folder.open(name)
+                except FileNotFoundError:
+                    if not synced:
+                        _sync_data(file.fd)
+                        synced = True
+                    try:
+                        file.link(name)
+                    except FileExistsError:
+                        continue
+                    return (_Outcome.OTHER_BYTES if copy else _Outcome.STORED), name
+                try:
+                    if _same_dataset(existing, file.fd):
+                        if durable:
+                            _sync_data(existing)
+                        return _Outcome.DUPLICATE, name
+                finally:
+                    os.close(existing)
+                break
+        raise OSError(0, f"more than {_COPIES_MAX} different objects under one UID")
+
+
+def _sync_data(fd: int) -> None:
+    # macOS has no fdatasync.
+    (getattr(os, "fdatasync", None) or os.fsync)(fd)
+
+
+class DiscardSink:
+    """Counts the bytes and drops them."""
+
+    __slots__ = ("length",)
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    async def write(self, data: DatasetSlices) -> None:
+        self.length += data.data_length
+
+    async def commit(self) -> StoreReply:
+        return _STORED
+
+    def discard(self) -> None:
+        """There is nothing to remove."""
+
+
+def discard_instance(_incoming: IncomingInstance) -> DiscardSink:
+    """A SinkFactory whose sinks keep nothing."""
+    return DiscardSink()
+
+
+class DigestSink:
+    """Takes the SHA-256 of a dataset as it was received; group 0002 is no part of it.
+
+    record: called by `commit` with the instance, the hexadecimal digest and the number of bytes.
+    """
+
+    __slots__ = ("_hash", "_incoming", "_record", "length")
+
+    def __init__(
+        self,
+        incoming: IncomingInstance,
+        record: Callable[[IncomingInstance, str, int], None],
+    ) -> None:
+        self._incoming = incoming
+        self._record = record
+        self._hash = hashlib.sha256()
+        self.length = 0
+
+    async def write(self, data: DatasetSlices) -> None:
+        data.update(self._hash.update)
+        self.length += data.data_length
+
+    async def commit(self) -> StoreReply:
+        self._record(self._incoming, self._hash.hexdigest(), self.length)
+        return _STORED
+
+    def discard(self) -> None:
+        """There is nothing to remove."""

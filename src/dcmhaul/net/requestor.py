@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -77,6 +78,9 @@ async def open_association(
         upper.transport_connected(rq)
         ac = await _negotiate(transport, upper, peer, timeouts, observer)
         agreement = requestor_agreement(rq, ac)
+        cap = request.pdu_length_send_max
+        if cap and not 0 < agreement.pdu_length_send_max <= cap:
+            agreement = replace(agreement, pdu_length_send_max=cap)
         try:
             transport.queue.limit(agreement.pdu_length_send_max)
         except ValueError as exc:

@@ -152,14 +152,16 @@ class Agreement:
 class AssociationRequest:
     """What a requestor proposes.
 
-    pdu_length_max: what we take in a P-DATA-TF. window: operations outstanding in each direction;
-    1 sends no item, for some peers drop the connection at it.
+    pdu_length_max: what we take in a P-DATA-TF. pdu_length_send_max: what we send in one at most,
+    whatever the peer takes; 0 leaves it to the peer. window: operations outstanding in each
+    direction; 1 sends no item, for some peers drop the connection at it.
     """
 
     called_ae_title: str
     calling_ae_title: str
     contexts: tuple[PresentationContextRq, ...]
     pdu_length_max: int = PDU_LENGTH_DEFAULT
+    pdu_length_send_max: int = 0
     window: int = 1
     roles: tuple[RoleSelection, ...] = ()
     extended: tuple[SopClassExtendedNegotiation, ...] = ()

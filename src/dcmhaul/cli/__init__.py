@@ -1,1 +1,104 @@
-"""The command line: one module a verb, which parses, calls and prints."""
+"""The command line: one module a verb, which parses, calls and prints.
+
+Nothing but the names of the verbs is imported here: `dcmhaul --version` must answer at once, and
+each verb pays for its own imports alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from dcmhaul._version import __version__
+from dcmhaul.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dcmhaul.cli.options import Verb
+
+__all__ = ["ALIASES", "VERBS", "main"]
+
+# Verb -> what it does; the verb's module has the same name.
+VERBS = {
+    "echo": "C-ECHO: is the peer there, and how fast does it answer",
+}
+
+# DCMTK's name -> verb.
+ALIASES = {
+    "echoscu": "echo",
+}
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
+    aliases = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
+    return (
+        "Usage: dcmhaul VERB [OPTIONS] [ARGUMENTS]\n\n"
+        "Moves DICOM studies over the network, and proves that nothing was lost.\n\n"
+        f"Verbs:\n{verbs}\n\n"
+        f"DCMTK's names work too: {aliases}.\n"
+        "A peer is AET@HOST:PORT, HOST PORT (with -aec TITLE), or a node of dcmhaul.toml.\n"
+        "@FILE anywhere stands for the words of that file.\n\n"
+        "dcmhaul VERB --help says more. dcmhaul --version prints the version.\n"
+    )
+
+
+def _load(name: str) -> Verb:
+    module = import_module(f"dcmhaul.cli.{ALIASES.get(name, name)}")
+    command: Verb = module.command
+    return command
+
+
+def _refuse(text: str, arguments: Sequence[str]) -> int:
+    """A command line that cannot be used: one line, and under `--json` the summary all the same."""
+    print(f"dcmhaul: {text}", file=sys.stderr)
+    if "--json" in arguments:
+        import json
+
+        print(json.dumps({"type": "summary", "exit_code": 2, "error": text}))
+    return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (without the program's name) and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"dcmhaul {__version__}")
+        return 0
+    if not arguments:
+        print(_usage(), file=sys.stderr, end="")
+        return 2
+    if arguments[0] in ("-h", "--help", "help"):
+        print(_usage(), end="")
+        return 0
+    from dcmhaul.cli.arguments import expand_files
+
+    try:
+        arguments = expand_files(arguments)
+        name = arguments[0] if arguments else ""
+        if name not in VERBS and name not in ALIASES:
+            raise ConfigurationError(f"no such verb: {name} (dcmhaul --help lists them)")
+        if arguments[1:2] == ["--version"]:
+            print(f"dcmhaul {__version__}")
+            return 0
+        return _run(name, arguments[1:])
+    except ConfigurationError as error:
+        return _refuse(str(error), arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout has gone, as `head` does; nothing is left to say it to.
+        sys.stderr.close()
+        return 1
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    import click
+
+    try:
+        return _load(name).run(name, arguments)
+    except click.ClickException as error:
+        return _refuse(f"{name}: {error.format_message()}", arguments)

@@ -1,0 +1,376 @@
+"""The options that verbs share, and how a function becomes a verb."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dcmhaul.cli.arguments import PREFER, PROPOSE, normalise
+from dcmhaul.cli.console import Level
+from dcmhaul.cli.session import NetworkOptions, Session
+from dcmhaul.config import ae_title, duration_seconds, size_bytes
+from dcmhaul.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+__all__ = [
+    "AE_TITLE",
+    "DURATION",
+    "PDU_LENGTH",
+    "Verb",
+    "key_options",
+    "metrics_option",
+    "model_options",
+    "network_options",
+    "prefer_option",
+    "propose_option",
+    "server_options",
+    "verb",
+]
+
+PDU_LENGTH_MIN = 4096
+PDU_LENGTH_MAX = 1 << 20
+
+
+class _Checked(click.ParamType[Any]):
+    """A parameter whose text a function of `config` turns into a value."""
+
+    def __init__(self, name: str, convert: Callable[[str], Any]) -> None:
+        self.name = name
+        self._convert = convert
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._convert(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _pdu_length(text: str) -> int:
+    length = size_bytes(text)
+    if not PDU_LENGTH_MIN <= length <= PDU_LENGTH_MAX:
+        raise ConfigurationError(
+            f"a PDU length is {PDU_LENGTH_MIN} to {PDU_LENGTH_MAX} bytes, not {text}"
+        )
+    return length
+
+
+AE_TITLE = _Checked("title", ae_title)
+DURATION = _Checked("duration", duration_seconds)
+PDU_LENGTH = _Checked("size", _pdu_length)
+
+_LEVELS = {"fatal": 0, "error": 1, "warn": 2, "info": 3, "debug": 4, "trace": 5}
+
+
+def general_options(*, json_lines: bool = True) -> Decorator:
+    """`-v -d -q -ll --config`, and `--json` where the verb has an answer."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        decorators = [
+            click.option(
+                "--config",
+                "config_path",
+                metavar="FILE",
+                help="dcmhaul.toml to use (else $DCMHAUL_CONFIG, ./dcmhaul.toml, the user's).",
+            ),
+            click.option("-v", "--verbose", is_flag=True, help="Say what happens, on stderr."),
+            click.option("-d", "--debug", is_flag=True, help="Say everything, with tracebacks."),
+            click.option("-q", "--quiet", is_flag=True, help="No warnings and no errors."),
+            click.option(
+                "-ll",
+                "--log-level",
+                type=click.Choice(list(_LEVELS), case_sensitive=False),
+                help="The same by level; warn is the default.",
+            ),
+        ]
+        if json_lines:
+            decorators.insert(
+                0,
+                click.option(
+                    "--json",
+                    "json_lines",
+                    is_flag=True,
+                    help="NDJSON on stdout; the last line is of type summary.",
+                ),
+            )
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def network_options(*, called: bool = True, send: bool = False) -> Decorator:
+    """Titles, time-outs, PDU lengths, congestion control; packed into the argument `network`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        decorators = [
+            click.option(
+                "-aet",
+                "--aetitle",
+                "--aet",
+                "calling_ae_title",
+                type=AE_TITLE,
+                metavar="TITLE",
+                help="Our AE title [default: DCMHAUL].",
+            ),
+            click.option(
+                "-pdu",
+                "--max-pdu",
+                "pdu_length_max",
+                type=PDU_LENGTH,
+                metavar="BYTES",
+                help="Longest PDU that we receive [default: 131072].",
+            ),
+            click.option(
+                "-ta",
+                "--acse-timeout",
+                "timeout_association",
+                type=DURATION,
+                metavar="S",
+                help="Wait for A-ASSOCIATE [default: 30; 0: no limit].",
+            ),
+            click.option(
+                "-td",
+                "--dimse-timeout",
+                "timeout_dimse",
+                type=DURATION,
+                metavar="S",
+                help="Wait for a response [default: 60; 0: no limit].",
+            ),
+            click.option(
+                "-ts",
+                "--socket-timeout",
+                "timeout_progress",
+                type=DURATION,
+                metavar="S",
+                help="Bytes must move inside a message [default: 30; 0: no limit].",
+            ),
+            click.option(
+                "--congestion",
+                metavar="ALG",
+                help="TCP congestion control of our sockets, such as cubic.",
+            ),
+        ]
+        if called:
+            decorators[1:1] = [
+                click.option(
+                    "-aec",
+                    "--call",
+                    "called_ae_title",
+                    type=AE_TITLE,
+                    metavar="TITLE",
+                    help="The peer's AE title [default: ANY-SCP].",
+                ),
+                click.option(
+                    "-to",
+                    "--timeout",
+                    "timeout_connect",
+                    type=DURATION,
+                    metavar="S",
+                    help="Wait for the TCP connection [default: 10; 0: no limit].",
+                ),
+            ]
+        if send:
+            decorators.append(
+                click.option(
+                    "--max-send-pdu",
+                    "pdu_length_send_max",
+                    type=PDU_LENGTH,
+                    metavar="BYTES",
+                    help="Send no longer PDU, whatever the peer takes.",
+                )
+            )
+        decorators.append(
+            click.option(
+                "+v",
+                "--verbose-pc",
+                "show_contexts",
+                is_flag=True,
+                help="Say which presentation contexts were negotiated.",
+            )
+        )
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--bind --allow --max-associations`."""
+    for decorator in reversed(
+        [
+            click.option(
+                "--bind", default="0.0.0.0", metavar="ADDR", help="Address [default: 0.0.0.0]."
+            ),
+            click.option(
+                "--allow",
+                multiple=True,
+                metavar="AET[@HOST]",
+                help="Accept this caller; repeatable [default: any caller].",
+            ),
+            click.option(
+                "--max-associations",
+                "associations_max",
+                type=click.IntRange(1, 10000),
+                default=100,
+                show_default=True,
+                help="Associations at once; one more is rejected.",
+            ),
+        ]
+    ):
+        function = decorator(function)
+    return function
+
+
+def model_options(*, worklist: bool) -> Decorator:
+    """`-P -S -O`, and `-W` for find; the last one typed holds, as in DCMTK."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        choices = [
+            ("-P", "--patient", "patient", "Patient Root model."),
+            ("-S", "--study", "study", "Study Root model."),
+            ("-O", "--psonly", "psonly", "Patient/Study Only model (retired)."),
+        ]
+        default = "worklist" if worklist else "patient"
+        if worklist:
+            choices.insert(0, ("-W", "--worklist", "worklist", "Modality worklist model."))
+        for short, long, value, text in reversed(choices):
+            note = " The default." if value == default else ""
+            function = click.option(short, long, "model", flag_value=value, help=text + note)(
+                function
+            )
+        return function
+
+    return decorate
+
+
+def key_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`-k`, as often as needed."""
+    return click.option(
+        "-k",
+        "--key",
+        "keys",
+        multiple=True,
+        metavar="KEY[=VALUE]",
+        help="A key: 0010,0020=V, PatientID=V, or a path such as "
+        "ScheduledProcedureStepSequence[0].Modality=CT. Repeatable.",
+    )(function)
+
+
+def metrics_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--metrics`."""
+    return click.option(
+        "--metrics", metavar="HOST:PORT", help="Serve Prometheus text at http://HOST:PORT/metrics."
+    )(function)
+
+
+def propose_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`-x?`; hidden, since the verb's epilog names the letters."""
+    return click.option(PROPOSE, "propose", multiple=True, hidden=True)(function)
+
+
+def prefer_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`+x?`; hidden, since the verb's epilog names the letters."""
+    return click.option(PREFER, "prefer", multiple=True, hidden=True)(function)
+
+
+class Verb(click.Command):
+    """A click command whose arguments are normalised first; it returns the exit code."""
+
+    tool: str | None = None
+
+    def values(self) -> dict[str, int]:
+        """Each spelling of an option, and how many words follow it."""
+        found = {"-h": 0, "--help": 0}
+        for parameter in self.params:
+            if isinstance(parameter, click.Option):
+                words = 0 if parameter.is_flag or parameter.count else parameter.nargs
+                for spelling in (*parameter.opts, *parameter.secondary_opts):
+                    found[spelling] = words
+        return found
+
+    def run(self, name: str, arguments: Sequence[str]) -> int:
+        """Parses and runs; ConfigurationError and click's exceptions are the caller's."""
+        words = normalise(arguments, self.values(), tool=self.tool)
+        result = self.main(words, prog_name=f"dcmhaul {name}", standalone_mode=False, obj=name)
+        return int(result or 0)
+
+
+def _level(quiet: bool, verbose: bool, debug: bool, log_level: str | None) -> Level:
+    if log_level is not None:
+        return Level(_LEVELS[log_level])
+    if debug:
+        return Level.DEBUG
+    if verbose:
+        return Level.INFO
+    return Level.FATAL if quiet else Level.WARN
+
+
+def _pack_network(arguments: dict[str, Any]) -> None:
+    """Gathers the options of `network_options` into the argument `network`."""
+    if "pdu_length_max" not in arguments:
+        return
+    timeouts = {}
+    for name in ("connect", "association", "dimse", "progress"):
+        seconds = arguments.pop(f"timeout_{name}", None)
+        if seconds is not None:
+            timeouts[name] = seconds or None
+    arguments["network"] = NetworkOptions(
+        calling_ae_title=arguments.pop("calling_ae_title"),
+        called_ae_title=arguments.pop("called_ae_title", None),
+        timeouts=timeouts,
+        pdu_length_max=arguments.pop("pdu_length_max"),
+        pdu_length_send_max=arguments.pop("pdu_length_send_max", None),
+        congestion=arguments.pop("congestion"),
+        show_contexts=arguments.pop("show_contexts"),
+    )
+
+
+def verb(
+    name: str, *, tool: str | None = None, epilog: str = "", json_lines: bool = True
+) -> Callable[[Callable[..., None]], Verb]:
+    """Makes a verb of `function(session, **options)`; what it raises becomes a line and a code."""
+
+    def decorate(function: Callable[..., None]) -> Verb:
+        def callback(**arguments: Any) -> int:
+            session = Session(
+                str(click.get_current_context().obj or name),
+                level=_level(
+                    arguments.pop("quiet"),
+                    arguments.pop("verbose"),
+                    arguments.pop("debug"),
+                    arguments.pop("log_level"),
+                ),
+                json_lines=arguments.pop("json_lines", False),
+                config_path=arguments.pop("config_path"),
+            )
+            try:
+                _pack_network(arguments)
+                function(session, **arguments)
+            except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
+                session.fail_all(error)
+            return session.finish()
+
+        callback.__doc__ = function.__doc__
+        callback.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        command: Verb = click.command(
+            name,
+            cls=Verb,
+            epilog=epilog,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        )(general_options(json_lines=json_lines)(callback))
+        command.tool = tool
+        # What is the verb's own stands first in its help, what all verbs share last.
+        shared = 6 if json_lines else 5
+        command.params = command.params[shared:] + command.params[:shared]
+        return command
+
+    return decorate

@@ -1,0 +1,543 @@
+"""The ledger: what was asked for, what is known of each instance, and what became of it, durably.
+
+Two writes an instance: its inventory row and its final state. The fact that is durable before a
+transfer is the study row RUNNING; so after a crash every instance of such a study that has no
+final state is UNKNOWN until the destination was asked. It knows no network.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import asynccontextmanager
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+import trio
+from sqlalchemy.dialects import postgresql, sqlite
+
+from dcmhaul._version import __version__
+from dcmhaul.database import open_database
+from dcmhaul.engine.scheduler import flat_nursery
+from dcmhaul.errors import ConfigurationError
+from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity, changed
+from dcmhaul.migrate.queries import read_failures, read_totals
+from dcmhaul.migrate.tables import (
+    EVENT,
+    EXCLUSION,
+    HELD_STATES,
+    INSTANCE,
+    METADATA,
+    NO_UID,
+    RUN,
+    SCHEMA_VERSION,
+    STUDY,
+    UID,
+    Exclusion,
+    FailureRow,
+    InstanceResult,
+    InstanceRow,
+    InstanceState,
+    RunRow,
+    RunState,
+    StudyListing,
+    StudyRow,
+    StudyState,
+    Totals,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from dcmhaul.database import Database
+
+__all__ = ["Ledger", "open_ledger"]
+
+FLUSH_SECONDS = 0.2
+FLUSH_ROWS = 500
+PENDING_ROWS_MAX = 5000
+STUDY_PAGE = 200
+
+
+def _now() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class Ledger:
+    """An open ledger. One task group owns it; its methods are called from trio tasks.
+
+    Results gather for 200 ms or 500 rows and leave in one transaction; `close_study` returns when
+    everything that was recorded before it is durable.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._pending: list[InstanceResult] = []
+        self._full = trio.Event()
+        self._drained = trio.Event()
+        self._uids: dict[str, int] = {"": NO_UID}
+        self._uid_texts: dict[int, str] = {NO_UID: ""}
+        self._sqlite = database.url.get_backend_name() == "sqlite"
+        self._insert = sqlite.insert if self._sqlite else postgresql.insert
+        self._update_result = (
+            sa.update(INSTANCE)
+            .where(
+                INSTANCE.c.study_id == sa.bindparam("b_study"),
+                INSTANCE.c.sop_uid == sa.bindparam("b_sop"),
+            )
+            .values(
+                state=sa.bindparam("b_state"),
+                ts_id=sa.func.coalesce(sa.bindparam("b_ts", type_=sa.Integer), INSTANCE.c.ts_id),
+                len=sa.bindparam("b_len"),
+                sha256=sa.bindparam("b_sha"),
+                dst_status=sa.bindparam("b_status"),
+                retryable=sa.bindparam("b_retryable"),
+                comment=sa.bindparam("b_comment"),
+                updated=sa.bindparam("b_updated"),
+            )
+        )
+        # Once an instance: compiled here, so that the writer's thread does not take the interpreter
+        # from the data plane for it.
+        compiled = self._update_result.compile(dialect=sqlite.dialect())
+        self._update_result_sql = str(compiled)
+        self._update_result_row = itemgetter(*(compiled.positiontup or ()))
+
+    # -- runs --------------------------------------------------------------------------------------
+
+    async def open_run(self, job: str, asked: JobIdentity, options: Mapping[str, object]) -> RunRow:
+        """The run of that name, made where it is new; ConfigurationError where it is another job."""
+
+        def open_run(connection: Connection) -> RunRow:
+            found = connection.execute(sa.select(RUN).where(RUN.c.job == job)).one_or_none()
+            options_json = json.dumps(options, sort_keys=True)
+            if found is None:
+                connection.execute(
+                    RUN.insert().values(
+                        job=job,
+                        kind="migrate",
+                        fingerprint=asked.fingerprint,
+                        src=asked.source,
+                        dst=asked.destination,
+                        filter_json=asked.filter_json,
+                        options_json=options_json,
+                        tool_version=__version__,
+                        state=RunState.LISTING,
+                        started=_now(),
+                    )
+                )
+                run_id = connection.execute(
+                    sa.select(RUN.c.id).where(RUN.c.job == job)
+                ).scalar_one()
+                state = RunState.LISTING
+            else:
+                recorded = JobIdentity(
+                    source=found.src, destination=found.dst, filter_json=found.filter_json
+                )
+                if differences := changed(recorded, asked):
+                    raise ConfigurationError(
+                        f"job {job} cannot be resumed: {'; '.join(differences)}; "
+                        "give another --job, or the recorded values"
+                    )
+                run_id, state = found.id, RunState(found.state)
+                connection.execute(
+                    RUN.update().where(RUN.c.id == run_id).values(options_json=options_json)
+                )
+            _event(connection, run_id, "run.started", {"version": __version__})
+            return RunRow(id=run_id, job=job, state=state, resumed=found is not None)
+
+        run = await self._database.submit(open_run)
+        await self._load_uids()
+        return run
+
+    async def set_run_state(
+        self, run_id: int, state: RunState, event: Mapping[str, object]
+    ) -> None:
+        """Records how far the run is; DONE also records the end."""
+
+        def set_state(connection: Connection) -> None:
+            ended = _now() if state is RunState.DONE else None
+            connection.execute(
+                RUN.update().where(RUN.c.id == run_id).values(state=state, ended=ended)
+            )
+            _event(connection, run_id, f"run.{state.name.lower()}", event)
+
+        await self._database.submit(set_state)
+
+    async def event(self, run_id: int, kind: str, **details: object) -> None:
+        """A decision or a failure that the report must be able to name; no patient data in it."""
+        await self._database.submit(lambda connection: _event(connection, run_id, kind, details))
+
+    # -- inventory ---------------------------------------------------------------------------------
+
+    async def add_studies(self, run_id: int, studies: Iterable[StudyListing]) -> None:
+        """Adds what is new; a study that is known stays as it is."""
+        rows = [
+            {
+                "run_id": run_id,
+                "study_uid": study.study_instance_uid,
+                "date": study.date,
+                "modality": study.modality,
+                "n_expected": study.n_expected,
+                "state": StudyState.SEEN,
+                "attempts": 0,
+            }
+            for study in studies
+        ]
+        if not rows:
+            return
+        statement = self._insert(STUDY).on_conflict_do_nothing()
+        await self._database.submit(
+            lambda connection: _discard(connection.execute(statement, rows))
+        )
+
+    async def study_ids(self, run_id: int, study_uids: Sequence[str]) -> dict[str, int]:
+        """The rows of these studies."""
+        statement = sa.select(STUDY.c.study_uid, STUDY.c.id).where(
+            STUDY.c.run_id == run_id, STUDY.c.study_uid.in_(list(study_uids))
+        )
+        return await self._database.read(
+            lambda connection: {row.study_uid: row.id for row in connection.execute(statement)}
+        )
+
+    async def add_instances(
+        self, study_id: int, instances: Sequence[ExpectedInstance], *, running: bool
+    ) -> list[ExpectedInstance]:
+        """Writes inventory rows, and with `running` the fact that a transfer of the study begins.
+
+        Returns those whose UID the study has already under another locator (two files, one UID).
+        """
+        await self._learn_uids(
+            {i.sop_class_uid for i in instances}
+            | {i.series_instance_uid for i in instances}
+            | {i.transfer_syntax_uid for i in instances}
+        )
+        now = _now()
+        statement = self._insert(INSTANCE).on_conflict_do_nothing()
+        rows = [
+            {
+                "study_id": study_id,
+                "sop_uid": instance.sop_instance_uid,
+                "class_id": self._uids[instance.sop_class_uid],
+                "ts_id": self._uids[instance.transfer_syntax_uid],
+                "series_id": self._uids[instance.series_instance_uid],
+                "state": InstanceState.SEEN,
+                "locator": instance.locator or None,
+                "updated": now,
+            }
+            for instance in instances
+        ]
+
+        def add(connection: Connection) -> list[ExpectedInstance]:
+            again: list[ExpectedInstance] = []
+            if rows:
+                connection.execute(statement, rows)
+            located = [instance for instance in instances if instance.locator]
+            if located:
+                found = {
+                    row.sop_uid: row.locator
+                    for row in connection.execute(
+                        sa.select(INSTANCE.c.sop_uid, INSTANCE.c.locator).where(
+                            INSTANCE.c.study_id == study_id,
+                            INSTANCE.c.sop_uid.in_([i.sop_instance_uid for i in located]),
+                        )
+                    )
+                }
+                again = [i for i in located if found[i.sop_instance_uid] != i.locator]
+            count = connection.execute(
+                sa.select(sa.func.count()).where(INSTANCE.c.study_id == study_id)
+            ).scalar_one()
+            values: dict[str, Any] = {"n_src": count}
+            if running:
+                values["state"] = StudyState.RUNNING
+            connection.execute(STUDY.update().where(STUDY.c.id == study_id).values(values))
+            return again
+
+        return await self._database.submit(add)
+
+    async def begin_study(self, study_id: int) -> None:
+        """The durable fact before a transfer; its attempts are counted."""
+        await self._database.submit(
+            lambda connection: _discard(
+                connection.execute(
+                    STUDY.update()
+                    .where(STUDY.c.id == study_id)
+                    .values(state=StudyState.RUNNING, attempts=STUDY.c.attempts + 1)
+                )
+            )
+        )
+
+    async def exclude_studies(self, study_ids: Sequence[int], reason: str) -> None:
+        """Leaves studies out that the filter does not want."""
+        await self._database.submit(
+            lambda connection: _discard(
+                connection.execute(
+                    STUDY.update()
+                    .where(STUDY.c.id.in_(list(study_ids)))
+                    .values(state=StudyState.EXCLUDED, comment=reason)
+                )
+            )
+        )
+
+    async def add_exclusions(self, run_id: int, exclusions: Sequence[Exclusion]) -> None:
+        """Files that are not DICOM, cannot be read, or hold another object under a known UID."""
+        if not exclusions:
+            return
+        rows = [
+            {"run_id": run_id, "locator": e.locator, "kind": e.kind, "reason": e.reason}
+            for e in exclusions
+        ]
+        statement = self._insert(EXCLUSION).on_conflict_do_nothing()
+        await self._database.submit(
+            lambda connection: _discard(connection.execute(statement, rows))
+        )
+
+    async def forget_exclusions(self, run_id: int) -> None:
+        """Before a folder is walked again."""
+        await self._database.submit(
+            lambda connection: _discard(
+                connection.execute(EXCLUSION.delete().where(EXCLUSION.c.run_id == run_id))
+            )
+        )
+
+    # -- work --------------------------------------------------------------------------------------
+
+    async def studies(
+        self, run_id: int, states: Iterable[StudyState], after: int = 0, limit: int = STUDY_PAGE
+    ) -> list[StudyRow]:
+        """The next page of studies in these states, by id."""
+        listed = sa.exists().where(INSTANCE.c.study_id == STUDY.c.id)
+        statement = (
+            sa.select(STUDY, listed.label("listed"))
+            .where(STUDY.c.run_id == run_id, STUDY.c.id > after, STUDY.c.state.in_(list(states)))
+            .order_by(STUDY.c.id)
+            .limit(limit)
+        )
+        return await self._database.read(
+            lambda connection: [
+                StudyRow(
+                    id=row.id,
+                    study_instance_uid=row.study_uid,
+                    state=StudyState(row.state),
+                    n_expected=row.n_expected,
+                    modality=row.modality,
+                    listed=bool(row.listed),
+                    verified_level=row.verified_level,
+                )
+                for row in connection.execute(statement)
+            ]
+        )
+
+    async def instances(self, study_id: int) -> list[InstanceRow]:
+        """Every instance of a study. What was recorded and is not yet flushed is not seen."""
+        statement = sa.select(INSTANCE).where(INSTANCE.c.study_id == study_id)
+        rows = await self._database.read(lambda connection: connection.execute(statement).all())
+        return [
+            InstanceRow(
+                expected=ExpectedInstance(
+                    sop_instance_uid=row.sop_uid,
+                    sop_class_uid=self._uid_texts[row.class_id],
+                    series_instance_uid=self._uid_texts[row.series_id],
+                    transfer_syntax_uid=self._uid_texts[row.ts_id],
+                    locator=row.locator or "",
+                ),
+                state=InstanceState(row.state),
+            )
+            for row in rows
+        ]
+
+    async def class_counts(self, run_id: int) -> list[tuple[str, str, int]]:
+        """(class, syntax, instances) of what the run has listed so far, commonest first."""
+        statement = (
+            sa.select(INSTANCE.c.class_id, INSTANCE.c.ts_id, sa.func.count().label("n"))
+            .join(STUDY, STUDY.c.id == INSTANCE.c.study_id)
+            .where(STUDY.c.run_id == run_id)
+            .group_by(INSTANCE.c.class_id, INSTANCE.c.ts_id)
+            .order_by(sa.desc("n"), INSTANCE.c.class_id, INSTANCE.c.ts_id)
+        )
+        rows = await self._database.read(lambda connection: connection.execute(statement).all())
+        return [(self._uid_texts[row.class_id], self._uid_texts[row.ts_id], row.n) for row in rows]
+
+    def record(self, result: InstanceResult) -> None:
+        """The final state of an instance; durable within 200 ms or at the next `close_study`."""
+        self._pending.append(result)
+        if len(self._pending) >= FLUSH_ROWS:
+            self._full.set()
+
+    async def room(self) -> None:
+        """Waits while the writer is behind: called before more work is taken on."""
+        while len(self._pending) >= PENDING_ROWS_MAX:
+            self._full.set()
+            await self._drained.wait()
+
+    async def close_study(
+        self,
+        study_id: int,
+        state: StudyState,
+        *,
+        comment: str | None = None,
+        last_status: int | None = None,
+    ) -> None:
+        """Everything recorded so far and the state of the study, in one commit."""
+        await self._flush(
+            STUDY.update()
+            .where(STUDY.c.id == study_id)
+            .values(
+                state=state,
+                comment=comment,
+                last_status=last_status,
+                n_dst=sa.select(sa.func.count())
+                .where(INSTANCE.c.study_id == study_id, INSTANCE.c.state.in_(list(HELD_STATES)))
+                .scalar_subquery(),
+                bytes=sa.select(sa.func.sum(INSTANCE.c.len))
+                .where(INSTANCE.c.study_id == study_id, INSTANCE.c.state.in_(list(HELD_STATES)))
+                .scalar_subquery(),
+            )
+        )
+
+    async def verified(self, study_id: int, level: str) -> None:
+        """The level holds for the study."""
+        await self._database.submit(
+            lambda connection: _discard(
+                connection.execute(
+                    STUDY.update()
+                    .where(STUDY.c.id == study_id)
+                    .values(verified_level=level, verified_at=_now())
+                )
+            )
+        )
+
+    async def differs(self, study_id: int, missing: Sequence[str], comment: str) -> None:
+        """The destination lacks `missing` after all: a later run moves them again."""
+
+        def write(connection: Connection) -> None:
+            connection.execute(
+                STUDY.update()
+                .where(STUDY.c.id == study_id)
+                .values(state=StudyState.DIFFERS, comment=comment, verified_level=None)
+            )
+            for start in range(0, len(missing), 500):
+                connection.execute(
+                    INSTANCE.update()
+                    .where(
+                        INSTANCE.c.study_id == study_id,
+                        INSTANCE.c.sop_uid.in_(list(missing[start : start + 500])),
+                    )
+                    .values(state=InstanceState.SEEN, comment=comment, updated=_now())
+                )
+
+        await self._database.submit(write)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    async def totals(self, run_id: int) -> Totals:
+        """Counts over the whole run."""
+        return await self._database.read(lambda connection: read_totals(connection, run_id))
+
+    async def failures(self, run_id: int, limit: int = 1000) -> list[FailureRow]:
+        """What did not arrive, at most `limit` rows."""
+        return await self._database.read(
+            lambda connection: read_failures(connection, run_id, limit)
+        )
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            with trio.move_on_after(FLUSH_SECONDS):
+                await self._full.wait()
+            await self._flush()
+
+    async def _flush(self, *also: sa.Executable) -> None:
+        pending, self._pending = self._pending, []
+        self._full = trio.Event()
+        if not pending and not also:
+            self._drained.set()
+            self._drained = trio.Event()
+            return
+        await self._learn_uids({result.transfer_syntax_uid for result in pending})
+        now = _now()
+        rows = [
+            {
+                "b_study": result.study_id,
+                "b_sop": result.sop_instance_uid,
+                "b_state": result.state,
+                "b_ts": self._uids[result.transfer_syntax_uid] or None,
+                "b_len": result.length,
+                "b_sha": result.sha256,
+                "b_status": result.status,
+                "b_retryable": result.retryable,
+                "b_comment": result.comment,
+                "b_updated": now,
+            }
+            for result in pending
+        ]
+
+        def write(connection: Connection) -> None:
+            if rows and self._sqlite:
+                connection.exec_driver_sql(
+                    self._update_result_sql, [self._update_result_row(row) for row in rows]
+                )
+            elif rows:
+                connection.execute(self._update_result, rows)
+            for statement in also:
+                connection.execute(statement)
+
+        await self._database.submit(write)
+        self._drained.set()
+        self._drained = trio.Event()
+
+    async def _load_uids(self) -> None:
+        rows = await self._database.read(
+            lambda connection: connection.execute(sa.select(UID)).all()
+        )
+        for row in rows:
+            self._uids[row.uid] = row.id
+            self._uid_texts[row.id] = row.uid
+
+    async def _learn_uids(self, wanted: set[str]) -> None:
+        new = sorted(wanted - self._uids.keys())
+        if not new:
+            return
+        statement = self._insert(UID).on_conflict_do_nothing()
+        await self._database.submit(
+            lambda connection: _discard(connection.execute(statement, [{"uid": u} for u in new]))
+        )
+        await self._load_uids()
+
+
+@asynccontextmanager
+async def open_ledger(url: str) -> AsyncIterator[Ledger]:
+    """Opens (or makes) the ledger; on leaving, what was recorded is flushed.
+
+    ConfigurationError: not a ledger, another version, or another process writes it.
+    """
+    async with (
+        open_database(url, METADATA, SCHEMA_VERSION, kind="ledger") as database,
+        flat_nursery() as nursery,
+    ):
+        ledger = Ledger(database)
+        nursery.start_soon(ledger._run)
+        try:
+            yield ledger
+        finally:
+            nursery.cancel_scope.cancel()
+            # What the destination has acknowledged is worth a moment even when the run was
+            # cancelled; without it the next run would only have to ask.
+            with trio.CancelScope(shield=True), trio.move_on_after(10):
+                await ledger._flush()
+
+
+def _discard(_result: object) -> None:
+    """A cursor must not leave the writer's thread."""
+
+
+def _event(connection: Connection, run_id: int, kind: str, details: Mapping[str, object]) -> None:
+    connection.execute(
+        EVENT.insert().values(
+            run_id=run_id, ts=_now(), kind=kind, json=json.dumps(dict(details), sort_keys=True)
+        )
+    )

@@ -1,0 +1,333 @@
+"""What a migration is asked to do and what is left of it: options, job identity, the next requests.
+
+Pure: nothing here opens a file, a socket or the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydicom import Dataset
+from pydicom.datadict import keyword_for_tag
+
+from dcmhaul import uids
+from dcmhaul.archive.attributes import BY_TAG, Level
+from dcmhaul.config import Peer
+from dcmhaul.errors import ConfigurationError
+from dcmhaul.net.types import SocketOptions, Timeouts
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+__all__ = [
+    "ExpectedInstance",
+    "GetRequest",
+    "Endpoint",
+    "JobIdentity",
+    "MigrateOptions",
+    "Verification",
+    "changed",
+    "choose_contexts",
+    "check_filter",
+    "context_passes",
+    "identity",
+    "job_name",
+    "plan_requests",
+    "retrieve_identifier",
+]
+
+Endpoint = Peer | Path
+Verification = Literal["none", "count", "uids"]
+
+STORAGE_CONTEXTS_MAX = 127
+"""128 contexts an association (PS3.8 §9.3.2.2: odd IDs of one byte), one of them for C-GET
+itself.
+"""
+
+UID_LIST_MAX = 256
+"""SOP Instance UIDs in one identifier: 256 of 64 characters stay far under the 65 534 bytes of VR
+UI.
+"""
+
+RESERVED_JOB_NAMES = frozenset({"verify", "compare", "limit", "pause", "resume", "cancel"})
+
+# What a source may hold and does not announce: the syntaxes that are seen in practice, commonest
+# first.
+COMMON_TRANSFER_SYNTAXES: tuple[str, ...] = (
+    uids.EXPLICIT_VR_LITTLE_ENDIAN,
+    uids.IMPLICIT_VR_LITTLE_ENDIAN,
+    "1.2.840.10008.1.2.4.70",  # JPEG lossless, selection value 1
+    "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless
+    "1.2.840.10008.1.2.4.50",  # JPEG baseline
+    "1.2.840.10008.1.2.5",  # RLE
+    "1.2.840.10008.1.2.4.80",  # JPEG-LS lossless
+    "1.2.840.10008.1.2.4.91",  # JPEG 2000
+    "1.2.840.10008.1.2.4.51",  # JPEG extended
+    "1.2.840.10008.1.2.4.57",  # JPEG lossless
+    "1.2.840.10008.1.2.4.81",  # JPEG-LS near lossless
+    uids.EXPLICIT_VR_BIG_ENDIAN,
+    uids.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    "1.2.840.10008.1.2.4.102",  # MPEG-4 AVC/H.264 high profile
+    "1.2.840.10008.1.2.4.103",
+    "1.2.840.10008.1.2.4.100",  # MPEG-2 main profile
+    "1.2.840.10008.1.2.4.201",  # HTJ2K lossless
+    "1.2.840.10008.1.2.4.203",  # HTJ2K
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateOptions:
+    """One migration. SRC and DST are each a peer or a folder.
+
+    filter: the keys of the STUDY level C-FIND (for a folder: matched against each study).
+    job: its name in the ledger; None makes one of source, destination and filter.
+    ledger_url: an SQLAlchemy URL. associations: transfers at once. window: C-STORE requests that
+    may be outstanding on one association. verify: what must hold at the destination afterwards.
+    pdu_length_max: what we announce, in bytes. max_send_pdu: a cap on what we send, 0 = the peer's.
+    """
+
+    source: Endpoint
+    destination: Endpoint
+    ledger_url: str
+    filter: Dataset = field(default_factory=Dataset)
+    job: str | None = None
+    associations: int = 4
+    window: int = 8
+    verify: Verification = "uids"
+    dry_run: bool = False
+    calling_ae_title: str = "DCMHAUL"
+    pdu_length_max: int = 131072
+    max_send_pdu: int = 0
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    socket_options: SocketOptions = field(default_factory=SocketOptions)
+
+
+# -- identity --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobIdentity:
+    """What makes two runs the same job; `filter_json` is canonical DICOM JSON (PS3.18 annex F)."""
+
+    source: str
+    destination: str
+    filter_json: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the three, in hexadecimal."""
+        text = "\0".join((self.source, self.destination, self.filter_json))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity(options: MigrateOptions) -> JobIdentity:
+    """The identity of the job that these options describe."""
+    return JobIdentity(
+        source=_endpoint_text(options.source),
+        destination=_endpoint_text(options.destination),
+        filter_json=json.dumps(
+            options.filter.to_json_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        ),
+    )
+
+
+def _endpoint_text(endpoint: Endpoint) -> str:
+    return str(endpoint.absolute()) if isinstance(endpoint, Path) else str(endpoint)
+
+
+def job_name(options: MigrateOptions) -> str:
+    """The name that was given, or one made of source, destination and filter."""
+    if options.job is not None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", options.job):
+            raise ConfigurationError(
+                f"a job's name has up to 64 letters, digits, '_', '-' or '.', not {options.job!r}"
+            )
+        if options.job in RESERVED_JOB_NAMES:
+            raise ConfigurationError(f"{options.job!r} is a reserved word: choose another job name")
+        return options.job
+
+    def short(endpoint: Endpoint) -> str:
+        if isinstance(endpoint, Path):
+            text = endpoint.absolute().name or "root"
+        else:
+            text = endpoint.name or endpoint.ae_title or endpoint.host
+        return re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:20]
+
+    made = f"{short(options.source)}-{short(options.destination)}"
+    return f"{made}-{identity(options).fingerprint[:8]}"
+
+
+def changed(recorded: JobIdentity, asked: JobIdentity) -> list[str]:
+    """One phrase for each part that differs; empty where the job is the same."""
+    pairs = (
+        ("source", recorded.source, asked.source),
+        ("destination", recorded.destination, asked.destination),
+        ("filter", filter_text(recorded.filter_json), filter_text(asked.filter_json)),
+    )
+    return [f"{name} was {old}, now {new}" for name, old, new in pairs if old != new]
+
+
+def filter_text(filter_json: str) -> str:
+    """The keys of a canonical filter, for a message; values of the patient's are left out."""
+    keys = json.loads(filter_json)
+    if not keys:
+        return "none"
+    parts = []
+    for tag in sorted(keys):
+        name = keyword_for_tag(int(tag, 16)) or tag
+        values = keys[tag].get("Value", [])
+        shown = "..." if tag.startswith("0010") else "\\".join(str(value) for value in values)
+        # Two filters that differ in a hidden value must still be told apart.
+        digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:6]
+        parts.append(f"{name}={shown}" if shown != "..." else f"{name}=...#{digest}")
+    return " ".join(parts)
+
+
+def check_filter(keys: Dataset) -> None:
+    """Refuses keys below STUDY level: a peer would ignore them (PS3.4 §C.4.1.2), and too much would
+    be selected in silence.
+    """
+    for element in keys:
+        known = BY_TAG.get(int(element.tag))
+        if known is not None and known.level > Level.STUDY:
+            hint = "; for a modality use ModalitiesInStudy" if element.keyword == "Modality" else ""
+            raise ConfigurationError(
+                f"migrate selects whole studies, and {element.keyword} is no key of STUDY level{hint}"
+            )
+        if element.VR == "SQ":
+            raise ConfigurationError(
+                f"migrate's filter takes plain values: {element.keyword or element.tag} is a sequence"
+            )
+
+
+# -- contexts --------------------------------------------------------------------------------------
+
+
+def choose_contexts(
+    needed: Sequence[tuple[str, str]],
+    popular: Iterable[tuple[str, str]],
+    limit: int = STORAGE_CONTEXTS_MAX,
+) -> tuple[tuple[str, str], ...]:
+    """`needed`, filled up to `limit` with the `popular` pairs, so that the association serves the
+    next study.
+    """
+    chosen = dict.fromkeys(needed[:limit])
+    for pair in popular:
+        if len(chosen) >= limit:
+            break
+        chosen.setdefault(pair)
+    return tuple(chosen)
+
+
+def context_passes(
+    classes: Mapping[str, int],
+    syntaxes: Mapping[str, Iterable[str]],
+    limit: int = STORAGE_CONTEXTS_MAX,
+) -> list[tuple[tuple[str, str], ...]]:
+    """The (class, syntax) pairs of one study, cut into associations; commonest class first.
+
+    classes: SOP class -> instances of it. syntaxes: what the source announced for a class; where it
+    announced nothing, the common ones are proposed. A class is never split over two passes as long
+    as its pairs fit into one.
+    """
+    passes: list[list[tuple[str, str]]] = [[]]
+    for sop_class in sorted(classes, key=lambda uid: (-classes[uid], uid)):
+        known = tuple(dict.fromkeys(syntaxes.get(sop_class, ())))
+        pairs = [(sop_class, syntax) for syntax in known or COMMON_TRANSFER_SYNTAXES]
+        if passes[-1] and len(passes[-1]) + len(pairs) > limit:
+            passes.append([])
+        for pair in pairs:
+            if len(passes[-1]) >= limit:
+                passes.append([])
+            passes[-1].append(pair)
+    return [tuple(group) for group in passes if group]
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedInstance:
+    """An instance of the inventory; an empty text stands for what the source did not say."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str = ""
+    locator: str = ""
+    """Of a folder: the path below it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetRequest:
+    """One C-GET: a whole study (no series), a whole series (no instances), or instances of a
+    series.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str = ""
+    sop_instance_uids: tuple[str, ...] = ()
+
+    @property
+    def level(self) -> str:
+        """Query/Retrieve Level (0008,0052)."""
+        if self.sop_instance_uids:
+            return "IMAGE"
+        return "SERIES" if self.series_instance_uid else "STUDY"
+
+
+def plan_requests(
+    study_instance_uid: str,
+    expected: Collection[ExpectedInstance],
+    wanted: Collection[str],
+) -> list[GetRequest]:
+    """The fewest C-GETs that bring `wanted` (SOP Instance UIDs) and nothing that is not wanted.
+
+    Hierarchical requests carry one UID of each higher level (PS3.4 §C.4.3.1.3.1), so instances are
+    asked for series by series. An instance whose series the source did not name can come with its
+    whole study only.
+    """
+    wanted = frozenset(wanted)
+    missing = [instance for instance in expected if instance.sop_instance_uid in wanted]
+    if not missing:
+        return []
+    if len(missing) == len(expected) or any(not i.series_instance_uid for i in missing):
+        return [GetRequest(study_instance_uid=study_instance_uid)]
+    sizes = Counter(instance.series_instance_uid for instance in expected)
+    by_series: defaultdict[str, list[str]] = defaultdict(list)
+    for instance in missing:
+        by_series[instance.series_instance_uid].append(instance.sop_instance_uid)
+    requests = []
+    for series, instances in by_series.items():
+        if len(instances) == sizes[series]:
+            requests.append(
+                GetRequest(study_instance_uid=study_instance_uid, series_instance_uid=series)
+            )
+            continue
+        requests.extend(
+            GetRequest(
+                study_instance_uid=study_instance_uid,
+                series_instance_uid=series,
+                sop_instance_uids=tuple(instances[start : start + UID_LIST_MAX]),
+            )
+            for start in range(0, len(instances), UID_LIST_MAX)
+        )
+    return requests
+
+
+def retrieve_identifier(request: GetRequest) -> Dataset:
+    """The identifier of the C-GET-RQ (PS3.4 §C.4.3.1.3)."""
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = request.level
+    identifier.StudyInstanceUID = request.study_instance_uid
+    if request.series_instance_uid:
+        identifier.SeriesInstanceUID = request.series_instance_uid
+    if request.sop_instance_uids:
+        identifier.SOPInstanceUID = list(request.sop_instance_uids)
+    return identifier

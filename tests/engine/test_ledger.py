@@ -1,0 +1,233 @@
+"""The ledger: what a run records, and what it finds again after a crash."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from dcmhaul.errors import ConfigurationError
+from dcmhaul.migrate.ledger import Ledger, open_ledger
+from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity
+from dcmhaul.migrate.tables import (
+    Exclusion,
+    InstanceResult,
+    InstanceState,
+    RunState,
+    StudyListing,
+    StudyState,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDENTITY = JobIdentity(source="OLD@a:104", destination="NEW@b:104", filter_json="{}")
+CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+def expected(uid: str, *, series: str = "2.1", locator: str = "") -> ExpectedInstance:
+    return ExpectedInstance(
+        sop_instance_uid=uid, sop_class_uid=CT, series_instance_uid=series, locator=locator
+    )
+
+
+async def one_study(ledger: Ledger, instances: list[str]) -> tuple[int, int]:
+    run = await ledger.open_run("job", IDENTITY, {})
+    await ledger.add_studies(run.id, [StudyListing(study_instance_uid="1.1", n_expected=3)])
+    study_id = (await ledger.study_ids(run.id, ["1.1"]))["1.1"]
+    await ledger.add_instances(study_id, [expected(uid) for uid in instances], running=True)
+    return run.id, study_id
+
+
+async def test_a_run_is_found_again_with_its_state(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        run = await ledger.open_run("job", IDENTITY, {"associations": 4})
+        assert (run.state, run.resumed) == (RunState.LISTING, False)
+        await ledger.set_run_state(run.id, RunState.DONE, {})
+    async with open_ledger(url(tmp_path)) as ledger:
+        again = await ledger.open_run("job", IDENTITY, {})
+        assert (again.id, again.state, again.resumed) == (run.id, RunState.DONE, True)
+
+
+async def test_another_job_under_the_name_is_refused_and_the_difference_named(
+    tmp_path: Path,
+) -> None:
+    other = JobIdentity(
+        source="OLD@a:104",
+        destination="ELSE@c:104",
+        filter_json='{"00080020":{"Value":["2015"],"vr":"DA"}}',
+    )
+    async with open_ledger(url(tmp_path)) as ledger:
+        await ledger.open_run("job", IDENTITY, {})
+        with pytest.raises(ConfigurationError) as raised:
+            await ledger.open_run("job", other, {})
+    text = str(raised.value)
+    assert "destination was NEW@b:104, now ELSE@c:104" in text
+    assert "filter was none, now StudyDate=2015" in text
+    assert "source" not in text
+
+
+async def test_what_was_recorded_is_durable_when_the_study_is_closed(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        run_id, study_id = await one_study(ledger, ["9.1", "9.2", "9.3"])
+        ledger.record(
+            InstanceResult(
+                study_id=study_id,
+                sop_instance_uid="9.1",
+                state=InstanceState.ACKED,
+                transfer_syntax_uid="1.2.840.10008.1.2",
+                length=100,
+                sha256=b"\1" * 32,
+                status=0xB000,
+            )
+        )
+        ledger.record(
+            InstanceResult(
+                study_id=study_id,
+                sop_instance_uid="9.2",
+                state=InstanceState.FAILED,
+                status=0xA700,
+                retryable=True,
+                comment="out of resources",
+            )
+        )
+        await ledger.close_study(study_id, StudyState.PARTIAL, comment="1 failed")
+        # Another process, without the ledger's code, sees the same.
+        with sqlite3.connect(tmp_path / "ledger.db") as plain:
+            rows = plain.execute(
+                "SELECT sop_uid, state, len, dst_status FROM instance ORDER BY sop_uid"
+            ).fetchall()
+            study = plain.execute("SELECT state, n_src, n_dst, bytes FROM study").fetchone()
+        assert rows == [
+            ("9.1", InstanceState.ACKED, 100, 0xB000),
+            ("9.2", InstanceState.FAILED, None, 0xA700),
+            ("9.3", InstanceState.SEEN, None, None),
+        ]
+        assert study == (StudyState.PARTIAL, 3, 1, 100)
+        totals = await ledger.totals(run_id)
+        assert (totals.instances, totals.acked, totals.failed, totals.pending) == (3, 1, 1, 1)
+        assert totals.failed_retryable == 1
+        failures = await ledger.failures(run_id)
+        assert [(f.study_instance_uid, f.sop_instance_uid, f.reason) for f in failures] == [
+            ("1.1", "9.2", "out of resources")
+        ]
+        recorded = {row.expected.sop_instance_uid: row for row in await ledger.instances(study_id)}
+        assert recorded["9.1"].expected.transfer_syntax_uid == "1.2.840.10008.1.2"
+        assert recorded["9.3"].expected.sop_class_uid == CT
+
+
+async def test_results_are_flushed_by_time_and_at_the_end(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        run_id, study_id = await one_study(ledger, ["9.1", "9.2"])
+        ledger.record(
+            InstanceResult(
+                study_id=study_id, sop_instance_uid="9.1", state=InstanceState.ACKED, length=1
+            )
+        )
+        with trio.fail_after(10):
+            while not (await ledger.totals(run_id)).acked:  # noqa: ASYNC110 - read by SQL
+                await trio.sleep(0.02)
+        ledger.record(
+            InstanceResult(
+                study_id=study_id, sop_instance_uid="9.2", state=InstanceState.ACKED, length=1
+            )
+        )
+    async with open_ledger(url(tmp_path)) as ledger:
+        assert (await ledger.totals(run_id)).acked == 2
+
+
+async def test_results_survive_the_cancellation_of_the_run(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
+        async with open_ledger(url(tmp_path)) as ledger:
+            run_id, study_id = await one_study(ledger, ["9.1"])
+            ledger.record(
+                InstanceResult(
+                    study_id=study_id, sop_instance_uid="9.1", state=InstanceState.ACKED, length=1
+                )
+            )
+            scope.cancel()
+            await trio.sleep_forever()
+    async with open_ledger(url(tmp_path)) as ledger:
+        assert (await ledger.totals(run_id)).acked == 1
+
+
+async def test_two_files_of_one_uid_are_told(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        run = await ledger.open_run("job", IDENTITY, {})
+        await ledger.add_studies(run.id, [StudyListing(study_instance_uid="1.1")])
+        study_id = (await ledger.study_ids(run.id, ["1.1"]))["1.1"]
+        first = [expected("9.1", locator="a.dcm"), expected("9.1", locator="b.dcm")]
+        again = await ledger.add_instances(study_id, first, running=False)
+        assert [i.locator for i in again] == ["b.dcm"]
+        # The same folder walked once more is no duplicate.
+        again = await ledger.add_instances(study_id, first[:1], running=False)
+        assert again == []
+        await ledger.add_exclusions(
+            run.id,
+            [
+                Exclusion(locator="b.dcm", kind="conflict", reason="other bytes"),
+                Exclusion(locator="notes.txt", kind="skipped", reason="not DICOM"),
+            ],
+        )
+        totals = await ledger.totals(run.id)
+        assert (totals.instances, totals.failed, totals.skipped) == (1, 1, 1)
+
+
+async def test_missing_after_all_is_moved_again_by_a_later_run(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        run_id, study_id = await one_study(ledger, ["9.1", "9.2"])
+        for uid in ("9.1", "9.2"):
+            ledger.record(
+                InstanceResult(
+                    study_id=study_id, sop_instance_uid=uid, state=InstanceState.ACKED, length=1
+                )
+            )
+        await ledger.close_study(study_id, StudyState.DONE)
+        await ledger.differs(study_id, ["9.2"], "not at the destination")
+        states = {
+            row.expected.sop_instance_uid: row.state for row in await ledger.instances(study_id)
+        }
+        assert states == {"9.1": InstanceState.ACKED, "9.2": InstanceState.SEEN}
+        (study,) = await ledger.studies(run_id, [StudyState.DIFFERS])
+        assert (study.listed, study.verified_level) == (True, None)
+
+
+async def test_studies_come_in_pages(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        run = await ledger.open_run("job", IDENTITY, {})
+        await ledger.add_studies(
+            run.id, [StudyListing(study_instance_uid=f"1.{n}") for n in range(5)]
+        )
+        # Adding them again changes nothing.
+        await ledger.add_studies(run.id, [StudyListing(study_instance_uid="1.0")])
+        seen: list[str] = []
+        after = 0
+        while page := await ledger.studies(run.id, [StudyState.SEEN], after=after, limit=2):
+            seen += [study.study_instance_uid for study in page]
+            after = page[-1].id
+        assert seen == [f"1.{n}" for n in range(5)]
+
+
+async def test_events_are_kept_as_json(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        run = await ledger.open_run("job", IDENTITY, {})
+        await ledger.event(run.id, "study.retry", study="1.1", attempts=2)
+    with sqlite3.connect(tmp_path / "ledger.db") as plain:
+        rows = plain.execute("SELECT kind, json FROM event ORDER BY id").fetchall()
+    assert [row[0] for row in rows] == ["run.started", "study.retry"]
+    assert json.loads(rows[1][1]) == {"attempts": 2, "study": "1.1"}
+
+
+async def test_a_database_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "ledger.db") as plain:
+        plain.execute("CREATE TABLE something (id INTEGER)")
+    with pytest.raises(ConfigurationError, match="another program"):
+        async with open_ledger(url(tmp_path)):
+            pass

@@ -89,6 +89,7 @@ class Association:
         self._slices = SliceView(transport.reader)
         self._send_lock = trio.StrictFIFOLock()
         self._in_dataset = False
+        self._pushed_back: Incoming | None = None
         self._writer: DatasetWriter | None = None
         self._deferred: list[tuple[int, DimseMessage, bytes | memoryview | FileRange | None]] = []
         self._ended = False
@@ -124,6 +125,9 @@ class Association:
         Raises AssociationAborted, TransportError where the connection is lost, RemoteProtocolError
         after aborting a peer that broke the protocol.
         """
+        if self._pushed_back is not None:
+            incoming, self._pushed_back = self._pushed_back, None
+            return incoming
         if self._in_dataset:
             raise LocalProtocolError("receive() before the dataset of the last message was read")
         while True:
@@ -136,7 +140,13 @@ class Association:
                 return None
 
     def receive_nowait(self) -> Incoming | None:
-        """A command that arrived already, or None. It reads the socket once and never waits."""
+        """A command that arrived already, or None. It reads the socket once and never waits.
+
+        Whoever asks is in the midst of an operation, so a release by the peer raises, as an abort.
+        """
+        if self._pushed_back is not None:
+            incoming, self._pushed_back = self._pushed_back, None
+            return incoming
         if self._in_dataset:
             raise LocalProtocolError("receive() before the dataset of the last message was read")
         code = self._next()
@@ -146,7 +156,18 @@ class Association:
             return self._command()
         if code == NEED_DATA:
             return None
-        raise self._ended_by(self._received_pdu())
+        event = self._received_pdu()
+        if isinstance(event, ReleaseRequested):
+            raise RemoteProtocolError(
+                "A-RELEASE-RQ before the operation was answered (PS3.7 §7.2)", source=0, reason=0
+            )
+        raise self._ended_by(event)
+
+    def push_back(self, incoming: Incoming) -> None:
+        """The next receive returns `incoming` again; it is the last message, its dataset unread."""
+        if self._pushed_back is not None:
+            raise LocalProtocolError("push_back() of a second message")
+        self._pushed_back = incoming
 
     async def read_dataset(self, sink: DatasetSink | None) -> int:
         """Streams the dataset of the last command into `sink` (None: drops it); returns its bytes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
@@ -39,7 +40,12 @@ def acceptor_policy(services: Iterable[Service], **fields: Any) -> AcceptorPolic
     """The policy that accepts the contexts of `services`; `fields` are its other fields."""
     supported: dict[str, SupportedContext] = {}
     for service in services:
-        supported |= service.contexts()
+        for abstract_syntax, context in service.contexts().items():
+            known = supported.get(abstract_syntax)
+            if known is not None and context.accept_scp_role != known.accept_scp_role:
+                # A storage class that one service takes in, and another sends by C-GET.
+                context = replace(context, accept_scp_role=True)
+            supported[abstract_syntax] = context
     return AcceptorPolicy(supported=supported, **fields)
 
 

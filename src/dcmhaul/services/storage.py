@@ -201,8 +201,16 @@ class _Outstanding:
 class StorageScu:
     """Sends instances on one association, up to the negotiated window of them unanswered."""
 
-    def __init__(self, association: Association, *, window: int | None = None) -> None:
+    def __init__(
+        self,
+        association: Association,
+        *,
+        window: int | None = None,
+        on_other: Callable[[Incoming], Awaitable[None]] | None = None,
+    ) -> None:
+        """`on_other` gets what is no C-STORE-RSP, dataset unread; without it that is an error."""
         granted = association.agreement.window_invoked
+        self._on_other = on_other
         self._association = association
         self._window = granted if window is None else min(window, granted)
         self._contexts: dict[tuple[str, str], AcceptedContext | None] = {}
@@ -294,6 +302,9 @@ class StorageScu:
                 0, 0, f"{association.peer} released the association before it had answered"
             )
         response = incoming.message
+        if self._on_other is not None and not isinstance(response, CStoreRsp):
+            await self._on_other(incoming)
+            return
         pending = None
         if isinstance(response, CStoreRsp):
             pending = self._outstanding.pop(response.message_id_being_responded_to, None)

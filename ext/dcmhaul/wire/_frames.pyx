@@ -218,10 +218,15 @@ cdef class PduReader:
         return self.slices_last
 
     def copy_data(self):
-        """The slices as one bytes object."""
-        cdef bytes result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.slices_length)
-        cdef char* target = PyBytes_AS_STRING(result)
+        """The slices as one bytes object; nothing of what is skipped."""
+        cdef Py_ssize_t length = 0
+        cdef bytes result
+        cdef char* target
         cdef int i
+        for i in range(self.slice_count):
+            length += self.slices[i].length
+        result = PyBytes_FromStringAndSize(NULL, length)
+        target = PyBytes_AS_STRING(result)
         for i in range(self.slice_count):
             memcpy(target, self.slices[i].data, <size_t>self.slices[i].length)
             target += self.slices[i].length

@@ -1,0 +1,163 @@
+"""The send queue: PDUs as PS3.8 has them, against the slow codec, at every size that matters."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcmhaul.wire._fragments import SendQueue
+from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA, PduReader
+
+
+def pdus(stream: bytes) -> list[bytes]:
+    out = []
+    while stream:
+        size = 6 + int.from_bytes(stream[2:6], "big")
+        out.append(stream[:size])
+        stream = stream[size:]
+    return out
+
+
+def received(stream: bytes, pdu_length_max: int) -> list[object]:
+    reader = PduReader(pdu_length_max, strict=True)
+    reader.accept_p_data(True)
+    reader.set_contexts([1])
+    out: list[object] = []
+    data = b""
+    at = 0
+    while True:
+        at += reader.feed(stream[at:]) if at < len(stream) else 0
+        while (code := reader.next()) != NEED_DATA:
+            if code == COMMAND:
+                out.append(reader.command)
+                reader.expect_dataset(True)
+            elif code == DATA:
+                data += reader.copy_data()
+                if reader.data_last:
+                    out.append(data)
+                    data = b""
+        if at == len(stream):
+            return out
+
+
+@given(
+    st.binary(min_size=1, max_size=300).map(lambda b: b * 2),
+    st.binary(max_size=900).map(lambda b: b * 2),
+    st.integers(min_value=8, max_value=400),
+)
+def test_what_is_cut_is_put_together_again(command: bytes, dataset: bytes, maximum: int) -> None:
+    queue = SendQueue(maximum)
+    queue.add_command(1, command)
+    queue.add_data(1, dataset, True)
+    stream = queue.drain()
+    assert received(stream, maximum) == [command, dataset]
+    for pdu in pdus(stream):
+        assert len(pdu) - 6 <= maximum
+        assert int.from_bytes(pdu[6:10], "big") == len(pdu) - 10  # one PDV a PDU
+    assert queue.pdus_sent == len(pdus(stream))
+    assert queue.dataset_bytes_sent == len(dataset)
+    assert queue.pending == 0
+
+
+def test_every_fragment_but_the_last_is_full_and_even() -> None:
+    queue = SendQueue(16383)
+    queue.add_data(1, bytes(50_000), True)
+    sizes = [len(pdu) - 12 for pdu in pdus(queue.drain())]
+    assert sizes == [16376, 16376, 16376, 50_000 - 3 * 16376]
+
+
+def test_command_and_dataset_never_share_a_pdu() -> None:
+    queue = SendQueue(0)
+    queue.add_command(1, b"cc")
+    queue.add_data(1, b"dd", True)
+    assert [(p[10], p[11], p[12:]) for p in pdus(queue.drain())] == [(1, 3, b"cc"), (1, 2, b"dd")]
+
+
+def test_a_dataset_in_parts() -> None:
+    queue = SendQueue(100)
+    queue.add_command(1, b"cc")
+    queue.add_data(1, bytes(200), False)
+    queue.add_data(1, b"", False)
+    queue.add_data(1, b"xy", True)
+    assert received(queue.drain(), 100)[1] == bytes(200) + b"xy"
+
+
+def test_an_empty_dataset_is_one_empty_last_fragment() -> None:
+    queue = SendQueue(0)
+    queue.add_data(3, b"", True)
+    assert queue.drain() == bytes.fromhex("040000000006 00000002 0302")
+
+
+def test_files_and_memory_in_order() -> None:
+    content = os.urandom(100_000)
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        queue = SendQueue(4096)
+        queue.add_command(1, b"cc")
+        queue.add_file(1, file.fileno(), 1000, 90_000, True, file)
+        queue.add_bytes(bytes.fromhex("050000000004 00000000"))
+        stream = queue.drain()
+    assert stream.endswith(bytes.fromhex("050000000004 00000000"))
+    assert received(stream[:-10], 4096)[1] == content[1000:91_000]
+
+
+def test_more_than_one_plan() -> None:
+    queue = SendQueue(8)
+    dataset = os.urandom(5000)
+    queue.add_command(1, b"cc")
+    queue.add_data(1, dataset, True)
+    for _ in range(40):
+        queue.add_command(1, b"dd")
+    got = queue.drain()
+    assert len(pdus(got)) == 1 + 2500 + 40
+
+
+def test_the_buffer_is_frozen_until_it_is_sent() -> None:
+    queue = SendQueue(0)
+    data = bytearray(b"abcd")
+    queue.add_data(1, data, True)
+    with pytest.raises(BufferError):
+        data.extend(b"e")
+    queue.drain()
+    data.extend(b"e")
+
+
+def test_clear_lets_go() -> None:
+    queue = SendQueue(0)
+    data = bytearray(b"abcd")
+    queue.add_data(1, data, True)
+    queue.clear()
+    data.extend(b"e")
+    assert queue.drain() == b""
+
+
+def test_cut_with_nothing_half_out_forgets_all() -> None:
+    queue = SendQueue(0)
+    queue.add_data(1, b"abcd", True)
+    assert not queue.cut()
+    assert queue.drain() == b""
+
+
+@pytest.mark.parametrize("maximum", [1, 6, 7])
+def test_a_maximum_that_cannot_carry_a_fragment(maximum: int) -> None:
+    with pytest.raises(ValueError, match="cannot carry"):
+        SendQueue(maximum)
+
+
+def test_the_smallest_maximum() -> None:
+    assert SendQueue(8).fragment_size_max == 2
+
+
+def test_odd_parts_are_refused() -> None:
+    queue = SendQueue(0)
+    with pytest.raises(ValueError, match="even"):
+        queue.add_data(1, b"abc", False)
+    with pytest.raises(ValueError, match="even"):
+        queue.add_file(1, 0, 0, 3, False, None)
+    with pytest.raises(ValueError, match="even"):
+        queue.add_file(1, 0, -1, 4, True, None)

@@ -366,7 +366,8 @@ def _encode_context_rq(context: Fields) -> bytes:
 
 def _encode_context_ac(context: Fields) -> bytes:
     value = bytes([context["context_id"], 0, context["result"], 0])
-    value += item(0x40, octets_of(context["transfer_syntax"] or "1.2.840.10008.1.2"))
+    syntax = context["transfer_syntax"]
+    value += item(0x40, octets_of("1.2.840.10008.1.2" if syntax is None else syntax))
     return item(0x21, value + _encode_unknown(context["unknown_items"]))
 
 

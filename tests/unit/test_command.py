@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +13,13 @@ from pydicom._dicom_dict import DicomDictionary
 from pynetdicom import dimse_messages, dimse_primitives
 
 from dcmhaul.errors import LocalProtocolError, RemoteProtocolError
-from dcmhaul.wire.command import ELEMENTS, decode_command_set, encode_command_set
+from dcmhaul.wire import command
+from dcmhaul.wire.command import (
+    ELEMENTS,
+    CommandLayout,
+    decode_command_set,
+    encode_command_set,
+)
 from tests.reference import codec
 from tests.reference.codec import command_element as element
 from tests.reference.strategies import command_sets
@@ -99,6 +107,12 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
     return {key: list(item) if isinstance(item, tuple) else item for key, item in values.items()}
 
 
+def decode_slowly(octets: bytes) -> dict[str, Any]:
+    """Without the extension, which declines all but regular sets."""
+    with patch.object(command, "_commands", SimpleNamespace(decode=lambda _: None)):
+        return decode_command_set(octets)
+
+
 def verdict(decode: Callable[[bytes], dict[str, Any]], octets: bytes) -> object:
     """The values, or source and reason of the abort."""
     try:
@@ -132,6 +146,18 @@ def test_round_trip_and_reference(values: dict[str, Any]) -> None:
     assert known(decode_command_set(octets)) == values
     assert octets == codec.encode_command(plain(values))
     assert codec.decode_command(octets) == plain(decode_command_set(octets))
+    assert decode_slowly(octets) == decode_command_set(octets)
+
+
+@given(command_sets)
+@settings(deadline=None)
+def test_a_layout_encodes_the_same(values: dict[str, Any]) -> None:
+    layout = CommandLayout(values)
+    assert set(layout.keywords) == set(values)
+    ordered = tuple(values[keyword] for keyword in layout.keywords)
+    assert layout.encode(ordered) == encode_command_set(values)
+    blank = tuple(None for _ in values)
+    assert layout.encode(blank) == encode_command_set({})
 
 
 @given(st.binary(max_size=80) | st.lists(st.sampled_from(list(BROKEN.values()))).map(b"".join))
@@ -140,6 +166,7 @@ def test_round_trip_and_reference(values: dict[str, Any]) -> None:
 def test_any_octets_give_values_or_a_user_abort(octets: bytes) -> None:
     expected = verdict(codec.decode_command, octets)
     assert verdict(decode_command_set, octets) == expected
+    assert verdict(decode_slowly, octets) == expected
     assert isinstance(expected, dict) or expected == (0, 0)
 
 
@@ -204,6 +231,10 @@ def test_none_is_left_out_and_foreign_characters_are_replaced() -> None:
 def test_what_cannot_be_encoded_is_a_local_fault(values: dict[str, Any]) -> None:
     with pytest.raises(LocalProtocolError):
         encode_command_set(values)
+    if all(keyword in ELEMENTS for keyword in values):
+        layout = CommandLayout(values)
+        with pytest.raises(LocalProtocolError):
+            layout.encode(tuple(values[keyword] for keyword in layout.keywords))
 
 
 def peer_message(message: str, **values: Any) -> bytes:

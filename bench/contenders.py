@@ -1,0 +1,150 @@
+"""Who sends to whom: every pair of the loopback benchmark, as server context and sender command."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.interop import peers
+
+from bench import process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+PDU = peers.PDU_LENGTH_MAX
+AET = "BENCH"
+
+DCMHAUL = "dcmhaul"
+DCMTK_NODELAY = "DCMTK, TCP_NODELAY=1"
+DCMTK = "DCMTK as installed"
+PYNETDICOM = "pynetdicom"
+
+TOOLS = {
+    DCMHAUL: (),
+    DCMTK_NODELAY: ("storescu", "storescp"),
+    DCMTK: ("storescu", "storescp"),
+    PYNETDICOM: ("pynetdicom",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One sender and one receiver. counts: how many objects of each set a round sends."""
+
+    key: str
+    sender: str
+    receiver: str
+    window: int = 1
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        window = f" (window {self.window})" if self.sender == DCMHAUL else ""
+        return f"{self.sender}{window} → {self.receiver}"
+
+    def missing(self) -> list[str]:
+        """Tools that are not installed."""
+        needed = {*TOOLS[self.sender], *TOOLS[self.receiver]}
+        return sorted(tool for tool in needed if peers.find(tool) is None)
+
+
+def pairs(full: Mapping[str, int]) -> tuple[Pair, ...]:
+    """All pairs; `full` is the size of each set. Slow ones send fewer: their rate is the same."""
+    few = {"ct": 60, "small": 60}
+    fewer = {"large": 2, "ct": 300, "small": 80}
+    both = {name: full[name] for name in ("ct", "small") if name in full}
+
+    def least(counts: Mapping[str, int]) -> dict[str, int]:
+        return {name: min(count, full[name]) for name, count in counts.items() if name in full}
+
+    return (
+        Pair(key="ours-1", sender=DCMHAUL, receiver=DCMHAUL, counts=full),
+        Pair(key="ours-16", sender=DCMHAUL, receiver=DCMHAUL, window=16, counts=full),
+        Pair(key="dcmtk-nodelay", sender=DCMTK_NODELAY, receiver=DCMTK_NODELAY, counts=full),
+        Pair(
+            key="dcmtk",
+            sender=DCMTK,
+            receiver=DCMTK,
+            counts=least({"large": full.get("large", 0), **few}),
+        ),
+        Pair(key="pynetdicom", sender=PYNETDICOM, receiver=PYNETDICOM, counts=least(fewer)),
+        Pair(key="to-dcmtk", sender=DCMHAUL, receiver=DCMTK, counts=both),
+        Pair(key="from-dcmtk", sender=DCMTK, receiver=DCMHAUL, counts=both),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """How every process of a run treats its sockets.
+
+    congestion: None leaves the kernel's default. preload: environment for those without an option.
+    """
+
+    congestion: str | None
+    preload: Mapping[str, str]
+
+    def own_options(self) -> list[str]:
+        return ["--congestion", self.congestion] if self.congestion else []
+
+
+@contextmanager
+def receiver(kind: str, wire: Wire, folder: Path | None = None) -> Iterator[peers.Server]:
+    """A listening Storage SCP of that kind; drops what it gets unless there is a folder."""
+    if kind == DCMHAUL:
+        port = peers.free_port()
+        argv = [*process.dcmhaul(), "receive", str(port), "-aet", AET, "--bind", peers.LOOPBACK]
+        argv += ["-pdu", str(PDU), *wire.own_options()]
+        argv += ["--discard"] if folder is None else ["-od", str(folder)]
+        with peers.serve("dcmhaul receive", argv, aet=AET, port=port, folder=folder) as server:
+            yield server
+    elif kind == PYNETDICOM:
+        with peers.pynetdicom_scp(folder, aet=AET, env=wire.preload) as server:
+            yield server
+    else:
+        nodelay = kind == DCMTK_NODELAY
+        with peers.storescp(folder, aet=AET, nodelay=nodelay, env=wire.preload) as server:
+            yield server
+
+
+def send(
+    kind: str, wire: Wire, server: peers.Server, files: Path, *, window: int = 1
+) -> process.Cost:
+    """Sends every file of a folder on one association, and returns what the sender cost."""
+    if kind == DCMHAUL:
+        argv = [*process.dcmhaul(), "send", server.address, str(files), "-pdu", str(PDU)]
+        argv += ["--associations", "1", "--window", str(window), "--json", *wire.own_options()]
+        cost = process.run(argv, env=peers.environment())
+        _check_summary(cost.output, sum(1 for _ in files.iterdir()))
+        return cost
+    if kind == PYNETDICOM:
+        argv = [peers.require("pynetdicom"), "-m", "tests.interop.pynetdicom_peer", "send"]
+        argv += [server.host, str(server.port), "--called", server.aet, str(files)]
+        return process.run(argv, env=peers.environment(extra=wire.preload))
+    argv = [peers.require("storescu"), "-aec", server.aet, "-pdu", str(PDU)]
+    argv += ["--max-send-pdu", str(PDU), "+sd", "+r", server.host, str(server.port), str(files)]
+    env = peers.environment(nodelay=kind == DCMTK_NODELAY, extra=wire.preload)
+    return process.run(argv, env=env)
+
+
+def _check_summary(output: str, count: int) -> None:
+    """A sender that lost something was not fast."""
+    summary = json.loads(output.strip().splitlines()[-1])
+    if summary["type"] != "summary" or summary["instances"] != count or summary["failed"]:
+        raise process.BenchFailed(f"expected {count} instances, got {summary}")
+
+
+def iperf3(wire: Wire, seconds: float, *, sendfile: bool) -> float:
+    """Bytes a second of one plain TCP stream on this loopback: the ceiling of the path."""
+    port = peers.free_port()
+    argv = [peers.require("iperf3"), "-c", peers.LOOPBACK, "-p", str(port), "-J"]
+    argv += ["-t", f"{seconds:g}", *(["-C", wire.congestion] if wire.congestion else [])]
+    argv += ["-Z"] if sendfile else []
+    serving = [peers.require("iperf3"), "-s", "-p", str(port), "-B", peers.LOOPBACK]
+    with peers.serve("iperf3", serving, aet="", port=port):
+        cost = process.run(argv, env=peers.environment())
+    received = json.loads(cost.output)["end"]["sum_received"]
+    return float(received["bits_per_second"]) / 8

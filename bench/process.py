@@ -1,0 +1,86 @@
+"""Runs one process and tells what it cost: wall time, CPU time, highest resident memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class BenchFailed(RuntimeError):
+    """A process of the benchmark did not do its work; the text holds what it printed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """seconds: wall clock of the whole process. cpu_seconds: user and system. peak_bytes: resident."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    output: str
+
+
+def dcmhaul() -> list[str]:
+    """The command of this interpreter's environment."""
+    script = Path(sys.executable).with_name("dcmhaul")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "dcmhaul"]
+
+
+def run(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path = ROOT) -> Cost:
+    """Runs it to its end; BenchFailed unless it exits with 0."""
+    with tempfile.TemporaryFile() as sink:
+        begun = time.perf_counter()
+        process = subprocess.Popen(
+            list(argv),
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
+        seconds = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        sink.seek(0)
+        output = sink.read().decode(errors="replace")
+    if process.returncode != 0:
+        raise BenchFailed(f"{' '.join(argv)} ended with {process.returncode}:\n{output[-4000:]}")
+    return Cost(
+        seconds=seconds,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        peak_bytes=usage.ru_maxrss * 1024,
+        output=output,
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a running process and its ended children; 0 without /proc."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return 0.0
+    fields = stat.read_text().rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_bytes(pid: int) -> int:
+    """The highest resident size that a running process has had (VmHWM)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    if found is None:
+        raise BenchFailed(f"the kernel does not tell VmHWM of process {pid}")
+    return int(found[1]) * 1024

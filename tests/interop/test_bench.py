@@ -1,0 +1,128 @@
+"""Each benchmark runs for a moment: its peers start, what it sends arrives, its table has its rows."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from bench import congestion, tables
+
+from tests.interop import peers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{name}", "--quick", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cells(text: str, first: str) -> Sequence[str]:
+    """The cells of the table row that begins so."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_loopback_measures_every_pair() -> None:
+    for tool in ("storescu", "storescp", "pynetdicom", "iperf3"):
+        peers.require(tool)
+    wanted = "cubic" if congestion.usable("cubic") else "kernel"
+    text = bench("loopback", "--congestion", wanted)
+    for title in (
+        "dcmhaul (window 1) → dcmhaul",
+        "dcmhaul (window 16) → dcmhaul",
+        "DCMTK, TCP_NODELAY=1 → DCMTK, TCP_NODELAY=1",
+        "DCMTK as installed → DCMTK as installed",
+        "pynetdicom → pynetdicom",
+        "dcmhaul (window 1) → DCMTK as installed",
+        "DCMTK as installed → dcmhaul",
+    ):
+        assert float(cells(text, title)[1].replace(",", "")) > 0
+    assert "not measured" not in text
+
+
+def test_memory_measures_every_process() -> None:
+    text = bench("memory")
+    for process in ("send", "receive --discard", "archive, storing", "migrate (relay)"):
+        assert float(cells(text, process)[1].replace(",", "")) > 0
+
+
+def test_startup_measures_every_command() -> None:
+    text = bench("startup")
+    for command in ("python -c pass", "dcmhaul --version", "dcmhaul echo"):
+        assert float(cells(text, command)[1]) > 0
+
+
+def test_the_preload_sets_the_congestion_control(tmp_path: Path) -> None:
+    other = "reno" if congestion.kernel_default() != "reno" else "cubic"
+    if not congestion.usable(other):
+        pytest.skip(f"this user may not set the congestion control {other}")
+    code = (
+        "import socket\n"
+        "s = socket.socket()\n"
+        "print(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b'\\0').decode())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=peers.environment(extra=congestion.preload(tmp_path, other)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == other
+    assert congestion.preload(tmp_path, None) == {}
+
+
+def test_an_accepted_socket_inherits_the_congestion_control() -> None:
+    other = "reno" if congestion.kernel_default() != "reno" else "cubic"
+    if not congestion.usable(other):
+        pytest.skip(f"this user may not set the congestion control {other}")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, other.encode())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            name = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    assert name.rstrip(b"\0").decode() == other
+
+
+def test_a_marked_part_is_replaced_and_the_rest_kept(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("# Title\n\ntext\n")
+    tables.replace_marked(page, "a", "first \\1")
+    tables.replace_marked(page, "b", "other")
+    tables.replace_marked(page, "a", "second")
+    text = page.read_text()
+    assert text.startswith("# Title\n\ntext\n")
+    assert "first" not in text
+    assert text.count("<!-- a -->") == text.count("<!-- /a -->") == 1
+    assert text.index("second") < text.index("other")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.12345, "0.123"),
+        (1.23456, "1.23"),
+        (12.3456, "12.3"),
+        (123.456, "123"),
+        (12345.6, "12,346"),
+    ],
+)
+def test_three_significant_digits(value: float, text: str) -> None:
+    assert tables.short(value) == text

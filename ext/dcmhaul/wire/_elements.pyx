@@ -232,6 +232,8 @@ cdef int advance(Walk* walk, const uint8_t* data, Py_ssize_t length,
                 i += walk.header_size
         else:
             size = SHORT_HEADER_SIZE
+            if walk.held_length >= SHORT_HEADER_SIZE:
+                size = header_size(walk, walk.held)
             while walk.held_length < size and i < length:
                 walk.held[walk.held_length] = data[i]
                 walk.held_length += 1

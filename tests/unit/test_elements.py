@@ -32,8 +32,11 @@ from tests.datasets import (
     sequence,
 )
 
-# pydicom warns of what is odd in some of its own files.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+# pydicom warns of what is odd in some of its own files, and calls struct with bytes formats.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::BytesWarning"),
+]
 
 REAL = [file for file in real_files() if file.syntax != DEFLATED]
 WHOLE = [file for file in REAL if file.path.name not in TRUNCATED]
@@ -446,7 +449,7 @@ def test_arguments_are_checked() -> None:
 
 def test_init_again_begins_anew() -> None:
     walker = walk(header(0x00081115, "SQ", UNDEFINED), capture=(1, 2, 3))
-    walker.__init__(capture=(0x00100020,))  # type: ignore[misc]
+    walker.__init__(capture=(0x00100020,))
     walker.feed(element(0x00100020, "LO", b"AB"))
     walker.finish()
     assert walker.captured == {0x00100020: b"AB"}

@@ -1,0 +1,442 @@
+"""Query (PS3.4 Annexes C and K): C-FIND in both roles, for every model that has it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from dcmhaul import uids
+from dcmhaul.errors import AssociationAborted, NoAcceptedContext, RemoteProtocolError
+from dcmhaul.protocol import statuses
+from dcmhaul.protocol.dimse import (
+    CCancelRq,
+    CFindRq,
+    CFindRsp,
+    DimseMessage,
+    Priority,
+    Request,
+    response_to,
+)
+from dcmhaul.protocol.negotiation import SupportedContext
+from dcmhaul.services.identifiers import (
+    IDENTIFIER_LENGTH_MAX,
+    QUERY_SYNTAXES,
+    EncodeIdentifier,
+    QueryRefused,
+    decode_identifier,
+    encode_identifier,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydicom.dataset import Dataset
+
+    from dcmhaul.net import Association, Incoming
+    from dcmhaul.protocol.negotiation import AcceptedContext
+
+__all__ = [
+    "CancelWatch",
+    "FindAnswer",
+    "FindResponse",
+    "FindScp",
+    "QueryModel",
+    "QueryRefused",
+    "context_for_model",
+    "find",
+    "read_identifier",
+    "refuse_stray",
+    "unable_to_process",
+]
+
+_LOG: Final = logging.getLogger(__name__)
+
+# Matches gather before they leave in one system call; the peer's C-CANCEL is looked for as often.
+FLUSH_BYTES: Final = 32 * 1024
+FLUSH_SECONDS: Final = 0.1
+# pydicom works for milliseconds on an identifier of this size; a thread then keeps others going.
+_THREAD_LENGTH: Final = 64 * 1024
+
+
+class QueryModel(Enum):
+    """An information model, with its SOP classes: find, get, move ("" where there is none)."""
+
+    PATIENT_ROOT = (uids.PATIENT_ROOT_FIND, uids.PATIENT_ROOT_GET, uids.PATIENT_ROOT_MOVE)
+    STUDY_ROOT = (uids.STUDY_ROOT_FIND, uids.STUDY_ROOT_GET, uids.STUDY_ROOT_MOVE)
+    PATIENT_STUDY_ONLY = (
+        uids.PATIENT_STUDY_ONLY_FIND,
+        uids.PATIENT_STUDY_ONLY_GET,
+        uids.PATIENT_STUDY_ONLY_MOVE,
+    )
+    WORKLIST = (uids.MODALITY_WORKLIST_FIND, "", "")
+
+    @property
+    def find_uid(self) -> str:
+        return self.value[0]
+
+    @property
+    def get_uid(self) -> str:
+        return self.value[1]
+
+    @property
+    def move_uid(self) -> str:
+        return self.value[2]
+
+
+def context_for_model(association: Association, abstract_syntax: str) -> AcceptedContext:
+    """The context of a query or retrieve class; NoAcceptedContext where the peer accepted none."""
+    context = association.agreement.context_for(abstract_syntax)
+    if context is None:
+        raise NoAcceptedContext(
+            f"{association.peer} accepted no context for {uids.name(abstract_syntax)}"
+        )
+    return context
+
+
+# -- the SCU ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindResponse:
+    """One C-FIND-RSP. Pending ones (FF00, FF01) hold a match, encoded in `transfer_syntax`."""
+
+    status: int
+    identifier: bytes | None
+    transfer_syntax: str
+    error_comment: str = ""
+
+    @property
+    def pending(self) -> bool:
+        return self.status in (statuses.PENDING, statuses.PENDING_OPTIONAL_KEYS)
+
+    def dataset(self) -> Dataset:
+        """The match, by pydicom. ValueError where there is none, or it cannot be decoded."""
+        if self.identifier is None:
+            raise ValueError("a response without an identifier")
+        return decode_identifier(self.identifier, self.transfer_syntax)
+
+
+@asynccontextmanager
+async def find(
+    association: Association,
+    model: QueryModel,
+    identifier: bytes | EncodeIdentifier,
+    *,
+    priority: int = Priority.MEDIUM,
+    cancel_after: int | None = None,
+) -> AsyncIterator[AsyncIterator[FindResponse]]:
+    """One C-FIND (PS3.7 §9.1.2): `async with find(...) as responses: async for response in responses`.
+
+    The last response is the final one, whatever its status. identifier: bytes in the context's
+    transfer syntax, or what encodes it. cancel_after: sends a C-CANCEL after so many matches; what
+    still comes is given out too. A block that is left early cancels and drops the rest.
+    Raises NoAcceptedContext, PeerTimeout, AssociationAborted, RemoteProtocolError, TransportError.
+    """
+    operation = _Find(association, model, cancel_after)
+    await operation.request(identifier, priority)
+    responses = operation.responses()
+    async with aclosing(responses):
+        yield responses
+        if not operation.ended:
+            await operation.cancel()
+            async for _ in responses:
+                pass
+
+
+class _Find:
+    def __init__(
+        self, association: Association, model: QueryModel, cancel_after: int | None
+    ) -> None:
+        self.ended = False
+        self._association = association
+        self._context = context_for_model(association, model.find_uid)
+        self._class_uid = model.find_uid
+        self._cancel_after = cancel_after
+        self._cancelled = False
+        self._message_id = 0
+
+    async def request(self, identifier: bytes | EncodeIdentifier, priority: int) -> None:
+        context = self._context
+        if callable(identifier):
+            identifier = identifier(context.transfer_syntax)
+        self._message_id = self._association.next_message_id()
+        request = CFindRq(
+            message_id=self._message_id,
+            affected_sop_class_uid=self._class_uid,
+            priority=priority,
+        )
+        await self._association.send(context.context_id, request, identifier)
+
+    async def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            await self._association.send(
+                self._context.context_id,
+                CCancelRq(message_id_being_responded_to=self._message_id),
+            )
+
+    async def responses(self) -> AsyncGenerator[FindResponse, None]:
+        started = time.perf_counter()
+        matches = length = 0
+        while True:
+            response = await self._next()
+            length += len(response.identifier or b"")
+            if not response.pending:
+                break
+            matches += 1
+            yield response
+            if matches == self._cancel_after:
+                await self.cancel()
+        self.ended = True
+        self._association.message_ids.give_back(self._message_id)
+        seconds = time.perf_counter() - started
+        self._association.observer.operation("C-FIND", "out", response.status, seconds, length)
+        yield response
+
+    async def _next(self) -> FindResponse:
+        association = self._association
+        while True:
+            incoming = await association.receive(
+                seconds=association.timeouts.dimse, phase="C-FIND response"
+            )
+            if incoming is None:
+                raise AssociationAborted(
+                    0, 0, f"{association.peer} released the association instead of answering C-FIND"
+                )
+            message = incoming.message
+            if isinstance(message, CFindRsp):
+                break
+            await refuse_stray(association, incoming)
+        if message.message_id_being_responded_to != self._message_id:
+            raise RemoteProtocolError(
+                f"{association.peer} sent a CFindRsp to no request of ours", source=0, reason=0
+            )
+        identifier = None
+        if message.has_dataset:
+            identifier = await association.read_dataset_bytes(IDENTIFIER_LENGTH_MAX)
+            if identifier is None:
+                raise RemoteProtocolError(
+                    f"{association.peer} sent a match of more than {IDENTIFIER_LENGTH_MAX} bytes",
+                    source=0,
+                    reason=0,
+                )
+        return FindResponse(
+            status=message.status,
+            identifier=identifier,
+            transfer_syntax=incoming.context.transfer_syntax,
+            error_comment=message.error_comment or "",
+        )
+
+
+async def refuse_stray(association: Association, incoming: Incoming) -> None:
+    """Answers 0211 to a request that comes while we wait for responses; what else comes is an error."""
+    message = incoming.message
+    if message.has_dataset:
+        await association.read_dataset(None)
+    if not isinstance(message, Request):
+        raise RemoteProtocolError(
+            f"{association.peer} sent a {type(message).__name__} to no request of ours",
+            source=0,
+            reason=0,
+        )
+    association.queue(
+        incoming.context.context_id, response_to(message, statuses.UNRECOGNIZED_OPERATION)
+    )
+
+
+# -- the SCP ------------------------------------------------------------------------------------
+
+FindAnswer = Callable[["QueryModel", "Dataset", str], "AsyncIterable[Dataset] | Iterable[Dataset]"]
+"""Model, identifier, calling AE title -> the matches. May raise QueryRefused, also half way."""
+
+
+class CancelWatch:
+    """Whether the peer cancelled a request of its own that is being answered; it never waits."""
+
+    __slots__ = ("_association", "_held", "_message_id", "cancelled")
+
+    def __init__(self, association: Association, message_id: int) -> None:
+        self.cancelled = False
+        self._association = association
+        self._message_id = message_id
+        self._held = False
+
+    async def poll(self) -> bool:
+        """Looks at what has arrived. A further request is left for later, and ends the looking."""
+        while not (self.cancelled or self._held):
+            incoming = self._association.receive_nowait()
+            if incoming is None:
+                break
+            if isinstance(incoming.message, CCancelRq):
+                await self.note(incoming)
+            else:
+                self._held = True
+                self._association.push_back(incoming)
+        return self.cancelled
+
+    async def note(self, incoming: Incoming) -> None:
+        """A C-CANCEL-RQ; one for another message came too late, or for nothing."""
+        message = incoming.message
+        if message.has_dataset:
+            await self._association.read_dataset(None)
+        assert isinstance(message, CCancelRq)  # the callers look at the type
+        if message.message_id_being_responded_to == self._message_id:
+            self.cancelled = True
+
+
+async def read_identifier(association: Association, incoming: Incoming) -> Dataset:
+    """The identifier of a request for a query or retrieve; QueryRefused where it is none."""
+    context, message = incoming
+    data = None
+    if message.has_dataset:
+        data = await association.read_dataset_bytes(IDENTIFIER_LENGTH_MAX)
+    if getattr(message, "affected_sop_class_uid", None) != context.abstract_syntax:
+        raise QueryRefused(statuses.SOP_CLASS_NOT_SUPPORTED, "SOP Class is not that of the context")
+    if not message.has_dataset:
+        raise QueryRefused(statuses.DATASET_MISMATCH, "no identifier")
+    if data is None:
+        raise QueryRefused(
+            statuses.DATASET_MISMATCH, f"identifier above {IDENTIFIER_LENGTH_MAX} bytes"
+        )
+    try:
+        if len(data) > _THREAD_LENGTH:
+            return await trio.to_thread.run_sync(decode_identifier, data, context.transfer_syntax)
+        return decode_identifier(data, context.transfer_syntax)
+    except ValueError as exc:
+        raise QueryRefused(statuses.DATASET_MISMATCH, str(exc)) from exc
+
+
+def unable_to_process(error: Exception) -> QueryRefused:
+    """The final response to an error of ours. The log gets where it was, for its text may quote keys."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown place"
+    _LOG.error("%s at %s while a query or retrieve was answered", type(error).__name__, where)
+    return QueryRefused(statuses.CANNOT_UNDERSTAND, f"unable to process ({type(error).__name__})")
+
+
+class FindScp:
+    """Answers C-FIND with what `answer` finds, as it finds it.
+
+    matches_max: after so many the final response is A700 and names the limit; None is no limit.
+    """
+
+    def __init__(
+        self,
+        answer: FindAnswer,
+        *,
+        models: Iterable[QueryModel] = (QueryModel.PATIENT_ROOT, QueryModel.STUDY_ROOT),
+        matches_max: int | None = None,
+    ) -> None:
+        self._answer = answer
+        self._models = {model.find_uid: model for model in models}
+        self._matches_max = matches_max
+
+    def contexts(self) -> Mapping[str, SupportedContext]:
+        return dict.fromkeys(self._models, SupportedContext(transfer_syntaxes=QUERY_SYNTAXES))
+
+    def handles(self) -> tuple[type[DimseMessage], ...]:
+        return (CFindRq,)
+
+    async def handle(self, association: Association, incoming: Incoming) -> None:
+        """Reads the identifier, streams the matches; the final response is queued."""
+        started = time.perf_counter()
+        context, request = incoming
+        assert isinstance(request, CFindRq)  # the provider dispatches by type
+        comment = ""
+        stream = _MatchStream(association, context, request)
+        try:
+            model = self._models.get(context.abstract_syntax)
+            identifier = await read_identifier(association, incoming)
+            if model is None:
+                raise QueryRefused(statuses.SOP_CLASS_NOT_SUPPORTED, "no such model here")
+            status = await self._send_matches(stream, model, identifier)
+        except QueryRefused as refused:
+            status, comment = refused.status, refused.comment
+        association.queue(context.context_id, response_to(request, status, comment))
+        seconds = time.perf_counter() - started
+        association.observer.operation("C-FIND", "in", status, seconds, stream.length)
+
+    async def _send_matches(
+        self, stream: _MatchStream, model: QueryModel, identifier: Dataset
+    ) -> int:
+        calling = stream.association.agreement.calling_ae_title
+        async with aclosing(_guarded(self._answer, model, identifier, calling)) as matches:
+            async for match in matches:
+                if stream.count == self._matches_max:
+                    raise QueryRefused(
+                        statuses.OUT_OF_RESOURCES, f"more matches than the limit {stream.count}"
+                    )
+                if await stream.send(match):
+                    return statuses.CANCEL
+        return statuses.CANCEL if await stream.watch.poll() else statuses.SUCCESS
+
+
+async def _guarded(
+    answer: FindAnswer, model: QueryModel, identifier: Dataset, calling: str
+) -> AsyncGenerator[Dataset, None]:
+    """The matches; an error of what finds them becomes QueryRefused, so that the peer gets an answer."""
+    try:
+        matches = answer(model, identifier, calling)
+        if isinstance(matches, AsyncGenerator):
+            async with aclosing(matches):
+                async for match in matches:
+                    yield match
+        elif isinstance(matches, AsyncIterable):
+            async for match in matches:
+                yield match
+        else:
+            for match in matches:
+                yield match
+    except QueryRefused:
+        raise
+    except Exception as exc:
+        raise unable_to_process(exc) from exc
+
+
+class _MatchStream:
+    """Pending responses of one C-FIND on their way out."""
+
+    def __init__(
+        self, association: Association, context: AcceptedContext, request: CFindRq
+    ) -> None:
+        self.association = association
+        self.watch = CancelWatch(association, request.message_id)
+        self.count = 0
+        self.length = 0
+        self._context = context
+        self._pending = CFindRsp(
+            message_id_being_responded_to=request.message_id,
+            status=statuses.PENDING,
+            affected_sop_class_uid=request.affected_sop_class_uid,
+            has_dataset=True,
+        )
+        self._queued = 0
+        self._flushed = 0.0
+
+    async def send(self, match: Dataset) -> bool:
+        """Queues one match. True where the peer has cancelled."""
+        try:
+            data = encode_identifier(match, self._context.transfer_syntax)
+        except ValueError as exc:
+            raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)) from exc
+        self.association.queue(self._context.context_id, self._pending, data)
+        self.count += 1
+        self.length += len(data)
+        self._queued += len(data)
+        now = time.perf_counter()
+        # The first one leaves at once: somebody waits for it.
+        if self._queued < FLUSH_BYTES and now - self._flushed < FLUSH_SECONDS:
+            return False
+        self._queued, self._flushed = 0, now
+        await self.association.flush()
+        await trio.lowlevel.checkpoint()
+        return await self.watch.poll()

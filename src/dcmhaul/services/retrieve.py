@@ -1,0 +1,473 @@
+"""Retrieve (PS3.4 §C.4.3): C-GET in both roles; its sub-operations are C-STOREs of services/storage.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from dcmhaul import uids
+from dcmhaul.errors import (
+    AssociationAborted,
+    DcmhaulError,
+    InstanceError,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
+from dcmhaul.protocol import statuses
+from dcmhaul.protocol.dimse import (
+    CCancelRq,
+    CEchoRq,
+    CGetRq,
+    CGetRsp,
+    CStoreRq,
+    DimseMessage,
+    Priority,
+    Request,
+    response_to,
+)
+from dcmhaul.protocol.negotiation import SupportedContext
+from dcmhaul.services.identifiers import (
+    IDENTIFIER_LENGTH_MAX,
+    QUERY_SYNTAXES,
+    EncodeIdentifier,
+    QueryRefused,
+    decode_uid_list,
+    encode_uid_list,
+)
+from dcmhaul.services.query import (
+    CancelWatch,
+    QueryModel,
+    context_for_model,
+    read_identifier,
+    refuse_stray,
+    unable_to_process,
+)
+from dcmhaul.services.storage import StorageScu, StoreOutcome
+from dcmhaul.wire.items import RoleSelection
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from pydicom.dataset import Dataset
+
+    from dcmhaul.net import Association, Incoming
+    from dcmhaul.objects.instances import OutgoingInstance
+    from dcmhaul.protocol.negotiation import AcceptedContext
+    from dcmhaul.services.provider import Completion
+
+__all__ = [
+    "GetResponse",
+    "GetScp",
+    "Selection",
+    "StoreHandler",
+    "StoredInstance",
+    "get",
+    "storage_roles",
+]
+
+GET_SECONDS: Final = 600.0
+"""How long a C-GET may go without a sign of life: a response, or a sub-operation that reaches us."""
+PENDING_SECONDS: Final = 1.0
+"""The SCP says how far it is no more often than this."""
+COUNT_MAX: Final = 0xFFFF  # the numbers of sub-operations are US (PS3.7 Table E.1-1)
+
+StoreHandler = Callable[["Association", "Incoming"], "Awaitable[Completion | None]"]
+"""`StorageScp.handle`, or what does the same: reads the dataset, answers, or returns what will."""
+
+
+def storage_roles(sop_class_uids: Iterable[str]) -> tuple[RoleSelection, ...]:
+    """The role items with which a requestor becomes the SCP of the sub-operations (PS3.7 §D.3.3.4)."""
+    return tuple(
+        RoleSelection(sop_class_uid=uid, scu=False, scp=True)
+        for uid in dict.fromkeys(sop_class_uids)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetResponse:
+    """One C-GET-RSP. Numbers that did not come are None; what really came is the receiver's to count."""
+
+    status: int
+    remaining: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+    warning: int | None = None
+    failed_sop_instance_uids: tuple[str, ...] = ()
+    error_comment: str = ""
+
+    @property
+    def pending(self) -> bool:
+        return self.status in (statuses.PENDING, statuses.PENDING_OPTIONAL_KEYS)
+
+
+# -- the SCU ------------------------------------------------------------------------------------
+
+
+async def get(
+    association: Association,
+    model: QueryModel,
+    identifier: bytes | EncodeIdentifier,
+    store: StoreHandler,
+    *,
+    priority: int = Priority.MEDIUM,
+    on_pending: Callable[[GetResponse], None] | None = None,
+    cancel: trio.Event | None = None,
+    seconds: float | None = GET_SECONDS,
+) -> GetResponse:
+    """One C-GET; its sub-operations go to `store` while it runs. Returns the final response.
+
+    identifier: bytes in the context's transfer syntax, or what encodes it. cancel: once set, a
+    C-CANCEL goes out, and what still comes is stored. seconds: without any sign of life.
+    Raises NoAcceptedContext, PeerTimeout, AssociationAborted, RemoteProtocolError, TransportError.
+    """
+    context = context_for_model(association, model.get_uid)
+    if callable(identifier):
+        identifier = identifier(context.transfer_syntax)
+    started = time.perf_counter()
+    message_id = association.next_message_id()
+    operation = _Get(association, message_id, store, on_pending, seconds)
+    await association.send(
+        context.context_id,
+        CGetRq(message_id=message_id, affected_sop_class_uid=model.get_uid, priority=priority),
+        identifier,
+    )
+    async with _cancelling(association, context.context_id, message_id, cancel):
+        response = await operation.run()
+    association.message_ids.give_back(message_id)
+    elapsed = time.perf_counter() - started
+    association.observer.operation("C-GET", "out", response.status, elapsed, 0)
+    return response
+
+
+@asynccontextmanager
+async def _cancelling(
+    association: Association, context_id: int, message_id: int, event: trio.Event | None
+) -> AsyncIterator[None]:
+    """During the block, sends a C-CANCEL when `event` is set."""
+
+    async def send_cancel(event: trio.Event) -> None:
+        await event.wait()
+        try:
+            association.queue(context_id, CCancelRq(message_id_being_responded_to=message_id))
+        except LocalProtocolError:
+            return  # the association is ending: its reader raises why
+        # The final response may come meanwhile; a send that it cut short would break the association.
+        with trio.CancelScope(shield=True):
+            await association.flush()
+
+    if event is None:
+        yield
+        return
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_cancel, event)
+            yield
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise _sole(group) from None
+
+
+def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What the caller of one operation is to see: the first error that is not a mere cancellation."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((e for e in leaves if not isinstance(e, trio.Cancelled)), leaves[0])
+
+
+class _Get:
+    """The SCU's side of one C-GET."""
+
+    def __init__(
+        self,
+        association: Association,
+        message_id: int,
+        store: StoreHandler,
+        on_pending: Callable[[GetResponse], None] | None,
+        seconds: float | None,
+    ) -> None:
+        self._association = association
+        self._message_id = message_id
+        self._store = store
+        self._on_pending = on_pending
+        self._seconds = seconds
+
+    async def run(self) -> GetResponse:
+        window = self._association.agreement.window_performed
+        if window <= 1:
+            return await self._receive_all(None, trio.Semaphore(1))
+        try:
+            async with trio.open_nursery() as nursery:
+                return await self._receive_all(nursery, trio.Semaphore(window))
+        except BaseExceptionGroup as group:
+            raise _sole(group) from None
+
+    async def _receive_all(
+        self, nursery: trio.Nursery | None, slots: trio.Semaphore
+    ) -> GetResponse:
+        association = self._association
+        while True:
+            incoming = await association.receive(seconds=self._seconds, phase="C-GET")
+            if incoming is None:
+                raise AssociationAborted(
+                    0, 0, f"{association.peer} released the association within a C-GET"
+                )
+            message = incoming.message
+            if isinstance(message, CStoreRq):
+                completion = await self._store(association, incoming)
+                if completion is None:
+                    continue
+                if nursery is None:
+                    await completion()
+                    continue
+                # What the window allows runs at once; the rest is not read.
+                await slots.acquire()
+                nursery.start_soon(self._complete, completion, slots)
+            elif isinstance(message, CGetRsp):
+                response = await self._response(incoming, message)
+                if not response.pending:
+                    return response
+                if self._on_pending is not None:
+                    self._on_pending(response)
+            else:
+                await refuse_stray(association, incoming)
+
+    async def _complete(self, completion: Completion, slots: trio.Semaphore) -> None:
+        try:
+            await completion()
+            await self._association.flush()
+        finally:
+            slots.release()
+
+    async def _response(self, incoming: Incoming, message: CGetRsp) -> GetResponse:
+        association = self._association
+        if message.message_id_being_responded_to != self._message_id:
+            raise RemoteProtocolError(
+                f"{association.peer} sent a CGetRsp to no request of ours", source=0, reason=0
+            )
+        listed: tuple[str, ...] = ()
+        if message.has_dataset:
+            # The list is a hint. One too long to keep says no less than the counts do.
+            data = await association.read_dataset_bytes(IDENTIFIER_LENGTH_MAX)
+            listed = decode_uid_list(data or b"", incoming.context.transfer_syntax)
+        return GetResponse(
+            status=message.status,
+            remaining=message.number_of_remaining_suboperations,
+            completed=message.number_of_completed_suboperations,
+            failed=message.number_of_failed_suboperations,
+            warning=message.number_of_warning_suboperations,
+            failed_sop_instance_uids=listed,
+            error_comment=message.error_comment or "",
+        )
+
+
+# -- the SCP ------------------------------------------------------------------------------------
+
+
+class StoredInstance(Protocol):
+    """An instance that the SCP holds, before it is opened."""
+
+    @property
+    def sop_class_uid(self) -> str: ...
+    @property
+    def sop_instance_uid(self) -> str: ...
+    def open(self) -> OutgoingInstance:
+        """The instance with its dataset; closed when it was sent. InstanceError where it cannot be."""
+
+
+Selection = Callable[["QueryModel", "Dataset", str], "Awaitable[Sequence[StoredInstance]]"]
+"""Model, identifier, calling AE title -> what is to be sent. May raise QueryRefused."""
+
+
+class GetScp:
+    """Answers C-GET by sending what `select` names, on the same association.
+
+    An instance for which there is no context, or no SCP role of the requestor, counts as failed.
+    """
+
+    def __init__(
+        self,
+        select: Selection,
+        *,
+        models: Iterable[QueryModel] = (QueryModel.PATIENT_ROOT, QueryModel.STUDY_ROOT),
+        extra_classes: Iterable[str] = (),
+        transfer_syntaxes: tuple[str, ...] = (),
+    ) -> None:
+        self._select = select
+        self._models = {model.get_uid: model for model in models}
+        storage = SupportedContext(transfer_syntaxes=transfer_syntaxes, accept_scp_role=True)
+        self._contexts = {
+            **dict.fromkeys((*uids.STORAGE_SOP_CLASSES, *extra_classes), storage),
+            **dict.fromkeys(self._models, SupportedContext(transfer_syntaxes=QUERY_SYNTAXES)),
+        }
+
+    def contexts(self) -> Mapping[str, SupportedContext]:
+        return self._contexts
+
+    def handles(self) -> tuple[type[DimseMessage], ...]:
+        return (CGetRq,)
+
+    async def handle(self, association: Association, incoming: Incoming) -> None:
+        """Reads the identifier, performs the sub-operations; the final response is queued."""
+        started = time.perf_counter()
+        context, request = incoming
+        assert isinstance(request, CGetRq)  # the provider dispatches by type
+        length = 0
+        try:
+            model = self._models.get(context.abstract_syntax)
+            identifier = await read_identifier(association, incoming)
+            if model is None:
+                raise QueryRefused(statuses.SOP_CLASS_NOT_SUPPORTED, "no such model here")
+            calling = association.agreement.calling_ae_title
+            try:
+                selected = await self._select(model, identifier, calling)
+            except (QueryRefused, DcmhaulError):
+                raise
+            except Exception as exc:
+                raise unable_to_process(exc) from exc
+        except QueryRefused as refused:
+            status = refused.status
+            association.queue(context.context_id, response_to(request, status, refused.comment))
+        else:
+            operation = _SubOperations(association, context, request, selected)
+            status = await operation.run()
+            length = operation.length
+        seconds = time.perf_counter() - started
+        association.observer.operation("C-GET", "in", status, seconds, length)
+
+
+class _SubOperations:
+    """The sub-operations of one C-GET. Each instance ends in exactly one of the four counts."""
+
+    def __init__(
+        self,
+        association: Association,
+        context: AcceptedContext,
+        request: CGetRq,
+        selected: Sequence[StoredInstance],
+    ) -> None:
+        self.length = 0
+        self._association = association
+        self._context = context
+        self._request = request
+        self._selected = iter(selected)
+        self._remaining = len(selected)
+        self._completed = 0
+        self._warning = 0
+        self._failed: list[str] = []
+        self._watch = CancelWatch(association, request.message_id)
+        self._said = time.perf_counter()
+
+    async def run(self) -> int:
+        """Performs them and queues the final response; returns its status."""
+        await StorageScu(self._association, on_other=self._other).run(self._take, self._report)
+        # With nothing outstanding, a C-CANCEL may still have come for instances that failed at once.
+        await self._watch.poll()
+        status = self._final_status()
+        self._respond(status)
+        return status
+
+    async def _take(self) -> OutgoingInstance | None:
+        """The next instance that can be sent; None at the end, and after a C-CANCEL."""
+        roles_for = self._association.agreement.roles_for
+        while not self._watch.cancelled:
+            stored = next(self._selected, None)
+            if stored is None:
+                return None
+            if not roles_for(stored.sop_class_uid)[1]:
+                self._fail(stored.sop_instance_uid)
+                await trio.lowlevel.checkpoint()
+                continue
+            try:
+                return stored.open()
+            except (InstanceError, OSError):
+                self._fail(stored.sop_instance_uid)
+                await trio.lowlevel.checkpoint()
+        return None
+
+    def _report(self, outcome: StoreOutcome) -> None:
+        instance = outcome.instance
+        instance.close()
+        status = outcome.status
+        if status == statuses.SUCCESS:
+            self._completed += 1
+            self._remaining -= 1
+        elif outcome.stored:
+            self._warning += 1
+            self._remaining -= 1
+        else:
+            self._fail(instance.sop_instance_uid)
+        if status is not None:
+            self.length += outcome.length
+        now = time.perf_counter()
+        if now - self._said >= PENDING_SECONDS and outcome.error is None:
+            self._said = now
+            self._respond(statuses.PENDING)
+
+    def _fail(self, sop_instance_uid: str) -> None:
+        self._failed.append(sop_instance_uid)
+        self._remaining -= 1
+
+    def _final_status(self) -> int:
+        """PS3.4 §C.4.3.1.4 and Table C.4-3."""
+        if self._watch.cancelled and self._remaining:
+            return statuses.CANCEL
+        if self._failed and not self._completed and not self._warning:
+            return statuses.UNABLE_TO_PERFORM_SUBOPERATIONS
+        return statuses.COERCION if self._failed or self._warning else statuses.SUCCESS
+
+    def _respond(self, status: int) -> None:
+        """Remaining ones are told while there are some to come, or that will not (PS3.7 §9.1.3.1)."""
+        final = status != statuses.PENDING
+        dataset = None
+        comment = ""
+        if final and self._failed:
+            dataset, listed = encode_uid_list(self._failed, self._context.transfer_syntax)
+            if listed < len(self._failed):
+                comment = f"the list holds {listed} of {len(self._failed)} failed instances"
+        told = self._remaining if status in (statuses.PENDING, statuses.CANCEL) else None
+        response = CGetRsp(
+            message_id_being_responded_to=self._request.message_id,
+            status=status,
+            affected_sop_class_uid=self._request.affected_sop_class_uid,
+            error_comment=comment or None,
+            number_of_remaining_suboperations=None if told is None else min(told, COUNT_MAX),
+            number_of_completed_suboperations=min(self._completed, COUNT_MAX),
+            number_of_failed_suboperations=min(len(self._failed), COUNT_MAX),
+            number_of_warning_suboperations=min(self._warning, COUNT_MAX),
+            has_dataset=dataset is not None,
+        )
+        self._association.queue(self._context.context_id, response, dataset)
+
+    async def _other(self, incoming: Incoming) -> None:
+        """What comes beside the C-STORE-RSPs: a C-CANCEL, or a further request within the window."""
+        context, message = incoming
+        if isinstance(message, CCancelRq):
+            await self._watch.note(incoming)
+            return
+        if message.has_dataset:
+            await self._association.read_dataset(None)
+        if not isinstance(message, Request):
+            raise RemoteProtocolError(
+                f"{self._association.peer} sent a {type(message).__name__} within a C-GET",
+                source=0,
+                reason=0,
+            )
+        if isinstance(message, CEchoRq):
+            self._association.queue(context.context_id, response_to(message, statuses.SUCCESS))
+            return
+        # One retrieve at a time: its responses and those of another would wait for each other.
+        self._association.queue(
+            context.context_id,
+            response_to(message, statuses.OUT_OF_RESOURCES, "a C-GET runs on this association"),
+        )

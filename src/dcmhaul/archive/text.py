@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["TEXT_LENGTH_MAX", "UTF8", "clean", "decode", "encode", "fold", "terms"]
+__all__ = ["TEXT_LENGTH_MAX", "UTF8", "clean", "codec_of", "decode", "fold", "terms"]
 
 UTF8 = "ISO_IR 192"
 # Longer values are not kept: no attribute of the index may hold more than 64 characters but LT,
@@ -109,20 +109,9 @@ def clean(text: str) -> str:
     return text.strip(" ")[:TEXT_LENGTH_MAX].strip(" ")
 
 
-def encode(text: str, character_set: str) -> tuple[bytes, str]:
-    """The bytes of `text`, and the character set that they are in.
-
-    That is `character_set` where it is one set that can hold the text, else UTF-8: code extensions
-    are read, not written.
-    """
-    if text.isascii():
-        return text.encode("ascii"), character_set
-    if "\\" not in character_set:
-        try:
-            return text.encode(_codec(character_set)), character_set
-        except UnicodeEncodeError:
-            pass
-    return text.encode("utf_8"), UTF8
+def codec_of(character_set: str) -> str | None:
+    """The codec of a character set of one term; None for code extensions, read but not written."""
+    return None if "\\" in character_set else _codec(character_set)
 
 
 def fold(text: str) -> str:

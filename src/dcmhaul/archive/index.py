@@ -1,0 +1,502 @@
+"""What the archive holds: patients, studies, series, instances, and objects that were set aside.
+
+It knows rows and columns, not files and not queries. Everything here runs on a database thread.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import sqlalchemy as sa
+
+from dcmhaul.archive.attributes import (
+    CAPTURED_TAGS,
+    SPECIFIC_CHARACTER_SET,
+    Attribute,
+    Level,
+    at_level,
+)
+from dcmhaul.archive.matching import fold_name, normal_date, normal_time
+from dcmhaul.archive.text import decode, terms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from dcmhaul.database import Database
+
+__all__ = [
+    "CONFLICT",
+    "INSTANCE",
+    "KIND",
+    "METADATA",
+    "PATIENT",
+    "SCHEMA_VERSION",
+    "SERIES",
+    "STUDY",
+    "Added",
+    "Description",
+    "Index",
+    "Object",
+    "Place",
+    "Totals",
+    "describe",
+    "folders",
+    "names_in",
+    "now",
+    "totals",
+]
+
+KIND = "archive"
+SCHEMA_VERSION = 1
+METADATA = sa.MetaData()
+
+# Rows of parents that the next instances will most likely belong to.
+_KNOWN_PARENTS_MAX = 4096
+
+_PATIENT = at_level(Level.PATIENT)
+_STUDY = at_level(Level.STUDY)
+_SERIES = at_level(Level.SERIES)
+_IMAGE = at_level(Level.IMAGE)
+
+
+def _columns(attributes: Sequence[Attribute]) -> list[sa.Column[str]]:
+    return [sa.Column(a.column, sa.Text) for a in attributes]
+
+
+# `patient_key` tells patients apart. What is below holds the patient's attributes once more, as the
+# first object of the study gave them: one Patient ID may come with several spellings of the name,
+# and in the Study Root model they belong to the study.
+PATIENT = sa.Table(
+    "patient",
+    METADATA,
+    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("patient_key", sa.Text, nullable=False, unique=True),
+    *_columns(_PATIENT),
+    sa.Column("patient_name_match", sa.Text),
+    sa.Column("character_set", sa.Text, nullable=False),
+)
+STUDY = sa.Table(
+    "study",
+    METADATA,
+    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("patient_pk", sa.ForeignKey("patient.pk"), nullable=False, index=True),
+    *_columns(_PATIENT),
+    *_columns(_STUDY),
+    sa.Column("patient_name_match", sa.Text),
+    sa.Column("character_set", sa.Text, nullable=False),
+    sa.UniqueConstraint("study_instance_uid"),
+    sa.Index("study_by_patient_id", "patient_id"),
+    sa.Index("study_by_date", "study_date"),
+    sa.Index("study_by_accession_number", "accession_number"),
+)
+SERIES = sa.Table(
+    "series",
+    METADATA,
+    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("study_pk", sa.ForeignKey("study.pk"), nullable=False),
+    *_columns(_SERIES),
+    sa.Column("character_set", sa.Text, nullable=False),
+    sa.UniqueConstraint("study_pk", "series_instance_uid"),
+    sa.Index("series_by_uid", "series_instance_uid"),
+    sa.Index("series_by_modality", "study_pk", "modality"),
+)
+# `folder` and `name` say where the store keeps the object, `dataset_offset` where in that file its
+# dataset begins. `length` and `sha256` are those of the dataset alone.
+_STORED = (
+    sa.Column("folder", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("dataset_offset", sa.Integer, nullable=False),
+    sa.Column("length", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.LargeBinary, nullable=False),
+    sa.Column("received", sa.BigInteger, nullable=False),
+    sa.Column("source_ae_title", sa.Text, nullable=False),
+)
+INSTANCE = sa.Table(
+    "instance",
+    METADATA,
+    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("series_pk", sa.ForeignKey("series.pk"), nullable=False),
+    *_columns(_IMAGE),
+    sa.Column("character_set", sa.Text, nullable=False),
+    *(column._copy() for column in _STORED),
+    sa.UniqueConstraint("sop_instance_uid"),
+    sa.UniqueConstraint("folder", "name"),
+    sa.Index("instance_by_series", "series_pk", "sop_class_uid"),
+)
+# Objects that came under a SOP Instance UID which other bytes hold: kept, never given out.
+CONFLICT = sa.Table(
+    "conflict",
+    METADATA,
+    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("sop_instance_uid", sa.Text, nullable=False, index=True),
+    sa.Column("sop_class_uid", sa.Text, nullable=False),
+    sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
+    *(column._copy() for column in _STORED),
+    sa.UniqueConstraint("folder", "name"),
+)
+
+
+class Added(enum.Enum):
+    """What became of an object: stored; the same was there; another was there, this one is
+    aside."""
+
+    STORED = "stored"
+    SAME = "same"
+    CONFLICT = "conflict"
+    CONFLICT_KNOWN = "conflict known"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """The attributes of one object by level, in the order of `at_level`; None where empty."""
+
+    patient: tuple[str | None, ...]
+    study: tuple[str | None, ...]
+    series: tuple[str | None, ...]
+    image: tuple[str | None, ...]
+    patient_name_match: str | None
+    character_set: str
+
+    @property
+    def study_instance_uid(self) -> str | None:
+        return self.study[0]
+
+    @property
+    def series_instance_uid(self) -> str | None:
+        return self.series[0]
+
+    @property
+    def sop_instance_uid(self) -> str | None:
+        return self.image[0]
+
+    @property
+    def sop_class_uid(self) -> str | None:
+        return self.image[1]
+
+
+class Place(NamedTuple):
+    """Where the store keeps an object file: a numbered folder and an opaque name."""
+
+    folder: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Object:
+    """One object file: what it holds, and where it lies. received: microseconds since the epoch."""
+
+    description: Description
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    place: Place
+    dataset_offset: int
+    length: int
+    sha256: bytes
+    received: int
+    source_ae_title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """How much there is; bytes are those of the datasets."""
+
+    patients: int = 0
+    studies: int = 0
+    series: int = 0
+    instances: int = 0
+    bytes: int = 0
+    conflicts: int = 0
+
+
+# -- from captured elements to text -------------------------------------------------------------
+
+
+def describe(
+    captured: Mapping[int, bytes], transfer_syntax_uid: str, *, big_endian: bool = False
+) -> Description:
+    """The attributes of an object from the raw values of its elements, by tag."""
+    character_set = terms(captured.get(SPECIFIC_CHARACTER_SET, b""))
+
+    def text(attribute: Attribute) -> str | None:
+        if attribute.tag not in CAPTURED_TAGS:
+            return transfer_syntax_uid
+        raw = captured.get(attribute.tag)
+        if not raw:
+            return None
+        vr = attribute.vr
+        if vr == "US":
+            if len(raw) < 2:
+                return None
+            return str(int.from_bytes(raw[:2], "big" if big_endian else "little"))
+        value = decode(raw, character_set)
+        if vr == "DA":
+            value = normal_date(value)
+        elif vr == "TM":
+            value = normal_time(value)
+        return value or None
+
+    patient = tuple([text(a) for a in _PATIENT])
+    name = patient[1]
+    return Description(
+        patient=patient,
+        study=tuple([text(a) for a in _STUDY]),
+        series=tuple([text(a) for a in _SERIES]),
+        image=tuple([text(a) for a in _IMAGE]),
+        patient_name_match=None if name is None else fold_name(name),
+        character_set=character_set,
+    )
+
+
+def _patient_key(patient: tuple[str | None, ...]) -> str:
+    """Patients are told apart by ID and its issuer; without an ID by name and date of birth."""
+    patient_id, name, issuer, birth_date, *_ = (value or "" for value in patient)
+    if patient_id:
+        return f"{patient_id}\\{issuer}"
+    return f"\\\\{name}\\{birth_date}"
+
+
+# -- rows ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Parent:
+    """A row of patient, study or series: its key, and which of its columns are still empty."""
+
+    pk: int
+    empty: set[str]
+
+
+class _Parents:
+    """The rows of one table, the latest in memory. The writer thread owns it."""
+
+    def __init__(self, table: sa.Table, key: tuple[str, ...], compile_: Callable[..., str]) -> None:
+        self.table = table
+        self.columns = [c.name for c in table.columns]
+        filled = [c for c in self.columns if c not in ("pk", *key)]
+        self._fillable = filled
+        where = sa.and_(*(table.c[k] == sa.bindparam(k) for k in key))
+        self._select = compile_(sa.select(table.c.pk, *(table.c[c] for c in filled)).where(where))
+        self._insert = compile_(table.insert())
+        self._update = {
+            c: compile_(
+                table.update()
+                .where(table.c.pk == sa.bindparam("pk_"))
+                .values({c: sa.bindparam("value")})
+            )
+            for c in filled
+        }
+        self._known: OrderedDict[tuple[str | int, ...], _Parent] = OrderedDict()
+        self.next_pk = 1
+
+    def forget(self) -> None:
+        self._known.clear()
+
+    def obtain(
+        self,
+        connection: Connection,
+        key: tuple[str | int, ...],
+        row: Callable[[int], tuple[str | int | None, ...]],
+    ) -> tuple[int, bool]:
+        """The pk of the row with this key, and whether it was made now, from `row(pk)`.
+
+        A row that is there keeps what it has; a value that it lacks is taken from `row`.
+        """
+        parent = self._known.get(key)
+        if parent is None:
+            found = connection.exec_driver_sql(self._select, key).one_or_none()
+            if found is None:
+                pk = self.next_pk
+                values = row(pk)
+                connection.exec_driver_sql(self._insert, values)
+                self.next_pk += 1
+                self._remember(key, pk, dict(zip(self.columns, values, strict=True)))
+                return pk, True
+            parent = self._remember(
+                key, found[0], dict(zip(self._fillable, found[1:], strict=True))
+            )
+        else:
+            self._known.move_to_end(key)
+        if parent.empty:
+            self._fill(connection, parent, row(parent.pk))
+        return parent.pk, False
+
+    def _remember(
+        self, key: tuple[str | int, ...], pk: int, values: Mapping[str, object]
+    ) -> _Parent:
+        parent = _Parent(pk, {c for c in self._fillable if values[c] is None})
+        self._known[key] = parent
+        if len(self._known) > _KNOWN_PARENTS_MAX:
+            self._known.popitem(last=False)
+        return parent
+
+    def _fill(
+        self, connection: Connection, parent: _Parent, row: tuple[str | int | None, ...]
+    ) -> None:
+        for column, value in zip(self.columns, row, strict=True):
+            if value is not None and column in parent.empty:
+                connection.exec_driver_sql(self._update[column], (value, parent.pk))
+                parent.empty.discard(column)
+
+
+class Index:
+    """Adds objects, within transactions of the database's writer thread, and counts them."""
+
+    def __init__(self, database: Database) -> None:
+        compile_ = database.compile
+        self._writer = database.writer
+        self._rollbacks = -1
+        self._patients = _Parents(PATIENT, ("patient_key",), compile_)
+        self._studies = _Parents(STUDY, ("study_instance_uid",), compile_)
+        self._series = _Parents(SERIES, ("study_pk", "series_instance_uid"), compile_)
+        self._tables = (
+            (PATIENT, self._patients),
+            (STUDY, self._studies),
+            (SERIES, self._series),
+        )
+        self._next_instance = 1
+        self._next_conflict = 1
+        held = sa.select(INSTANCE.c.sha256, INSTANCE.c.transfer_syntax_uid)
+        self._select_held = compile_(held.where(INSTANCE.c.sop_instance_uid == sa.bindparam("uid")))
+        aside = sa.select(CONFLICT.c.sha256, CONFLICT.c.transfer_syntax_uid)
+        self._select_aside = compile_(
+            aside.where(CONFLICT.c.sop_instance_uid == sa.bindparam("uid"))
+        )
+        self._insert_instance = compile_(INSTANCE.insert())
+        self._insert_conflict = compile_(CONFLICT.insert())
+
+    def add(self, connection: Connection, obj: Object) -> tuple[Added, Totals]:
+        """Adds one object; returns what it met, and what there is more than before.
+
+        The object's description holds its study and series UID; the caller has seen to that.
+        """
+        if self._rollbacks != self._writer.rollbacks:
+            self._reload(connection)
+        digest = (obj.sha256, obj.transfer_syntax_uid)
+        held = connection.exec_driver_sql(self._select_held, (obj.sop_instance_uid,)).one_or_none()
+        if held is None:
+            return Added.STORED, self._add_instance(connection, obj)
+        if _same(held, digest):
+            return Added.SAME, Totals()
+        for aside in connection.exec_driver_sql(self._select_aside, (obj.sop_instance_uid,)):
+            if _same(aside, digest):
+                return Added.CONFLICT_KNOWN, Totals()
+        row = (
+            self._next_conflict,
+            obj.sop_instance_uid,
+            obj.sop_class_uid,
+            obj.transfer_syntax_uid,
+            *_stored(obj),
+        )
+        connection.exec_driver_sql(self._insert_conflict, row)
+        self._next_conflict += 1
+        return Added.CONFLICT, Totals(conflicts=1)
+
+    def _add_instance(self, connection: Connection, obj: Object) -> Totals:
+        d = obj.description
+        assert d.study_instance_uid is not None
+        assert d.series_instance_uid is not None
+        names = (d.patient_name_match, d.character_set)
+        key = _patient_key(d.patient)
+        patient_pk, new_patient = self._patients.obtain(
+            connection, (key,), lambda pk: (pk, key, *d.patient, *names)
+        )
+        study_pk, new_study = self._studies.obtain(
+            connection,
+            (d.study_instance_uid,),
+            lambda pk: (pk, patient_pk, *d.patient, *d.study, *names),
+        )
+        series_pk, new_series = self._series.obtain(
+            connection,
+            (study_pk, d.series_instance_uid),
+            lambda pk: (pk, study_pk, *d.series, d.character_set),
+        )
+        # The command's UIDs, which the dataset agrees with as far as it has them.
+        image = (obj.sop_instance_uid, obj.sop_class_uid, *d.image[2:])
+        row = (self._next_instance, series_pk, *image, d.character_set, *_stored(obj))
+        connection.exec_driver_sql(self._insert_instance, row)
+        self._next_instance += 1
+        return Totals(
+            patients=new_patient,
+            studies=new_study,
+            series=new_series,
+            instances=1,
+            bytes=obj.length,
+        )
+
+    def _reload(self, connection: Connection) -> None:
+        """After an undone transaction what is remembered may not be there."""
+        self._rollbacks = self._writer.rollbacks
+        for table, parents in self._tables:
+            parents.forget()
+            parents.next_pk = _next_pk(connection, table)
+        self._next_instance = _next_pk(connection, INSTANCE)
+        self._next_conflict = _next_pk(connection, CONFLICT)
+
+
+def totals(connection: Connection) -> Totals:
+    """Counts everything; for the start, it reads whole tables."""
+
+    def count(table: sa.Table) -> int:
+        return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+
+    size = sa.select(sa.func.coalesce(sa.func.sum(INSTANCE.c.length), 0))
+    return Totals(
+        patients=count(PATIENT),
+        studies=count(STUDY),
+        series=count(SERIES),
+        instances=count(INSTANCE),
+        bytes=int(connection.execute(size).scalar_one()),
+        conflicts=count(CONFLICT),
+    )
+
+
+def names_in(connection: Connection, folder: int) -> set[str]:
+    """The names in a folder of the store that a row speaks of."""
+    names: set[str] = set()
+    for table in (INSTANCE, CONFLICT):
+        names.update(
+            connection.execute(sa.select(table.c.name).where(table.c.folder == folder)).scalars()
+        )
+    return names
+
+
+def folders(connection: Connection) -> list[int]:
+    """The folders of the store that a row speaks of."""
+    found: set[int] = set()
+    for table in (INSTANCE, CONFLICT):
+        found.update(connection.execute(sa.select(table.c.folder).distinct()).scalars())
+    return sorted(found)
+
+
+def now() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+def _same(row: Any, digest: tuple[bytes, str]) -> bool:
+    held, transfer_syntax_uid = row
+    return (bytes(held), transfer_syntax_uid) == digest
+
+
+def _stored(obj: Object) -> tuple[int, str, int, int, bytes, int, str]:
+    return (
+        obj.place.folder,
+        obj.place.name,
+        obj.dataset_offset,
+        obj.length,
+        obj.sha256,
+        obj.received,
+        obj.source_ae_title,
+    )
+
+
+def _next_pk(connection: Connection, table: sa.Table) -> int:
+    last = connection.execute(sa.select(sa.func.max(table.c.pk))).scalar_one()
+    return (last or 0) + 1

@@ -1,0 +1,281 @@
+"""Object files: Part-10 files under opaque names, and what their datasets say on their way in.
+
+The order of a store (data, name, folder, row, answer) is kept here and in `scp`: `publish` makes
+the data durable and names the file; the folder's sync is for the caller to share. No byte of a peer
+gets into a path: names are random, folders are numbered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcmhaul import uids
+from dcmhaul.archive.attributes import CAPTURED_TAGS
+from dcmhaul.archive.index import Description, Place, describe
+from dcmhaul.archive.text import TEXT_LENGTH_MAX
+from dcmhaul.net.types import FileRange
+from dcmhaul.objects.part10 import HELD_SIZE_MAX, OpenFile
+from dcmhaul.objects.paths import Durability, Folder, TemporaryFile
+from dcmhaul.wire._elements import ElementFault, ElementWalker
+from dcmhaul.wire.part10 import is_deflated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Intake", "Refused", "Store", "StoredInstance"]
+
+FOLDER_FILES_MAX = 4096
+# Enough for the objects that can be between `publish` and the end of their commit.
+OPEN_FOLDERS_MAX = 4
+# Bytes of a deflated dataset that are looked at, so that no bomb goes off.
+INFLATED_MAX = 262_144
+# Far above the largest enhanced multiframe headers; it bounds what a peer can make us walk.
+ELEMENTS_MAX = 1_000_000
+SUFFIX = ".dcm"
+
+
+class Refused(Exception):
+    """The dataset cannot be archived. status: of the C-STORE-RSP; the text: its Error Comment."""
+
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(comment)
+        self.status = status
+        self.comment = comment
+
+
+NOT_UNDERSTOOD = 0xC000  # PS3.4 §B.2.3: cannot understand
+MISMATCH = 0xA900  # PS3.4 §B.2.3: the dataset does not match the SOP class
+
+
+class Intake:
+    """Digest and element headers of one dataset, fed in pieces of any size."""
+
+    __slots__ = ("_big_endian", "_digest", "_inflate", "_inflated", "_syntax", "_walker", "feed")
+
+    feed: Callable[[memoryview | bytes], None]
+
+    def __init__(self, transfer_syntax_uid: str) -> None:
+        self._syntax = transfer_syntax_uid
+        self._big_endian = transfer_syntax_uid == uids.EXPLICIT_VR_BIG_ENDIAN
+        self._digest = hashlib.sha256()
+        self._walker = ElementWalker(
+            big_endian=self._big_endian,
+            capture=CAPTURED_TAGS,
+            capture_limit=4 * TEXT_LENGTH_MAX,
+            elements_max=ELEMENTS_MAX,
+        )
+        self._inflate: zlib._Decompress | None = None
+        self._inflated = 0
+        self.feed = self._feed
+        if is_deflated(transfer_syntax_uid):
+            self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            self.feed = self._feed_deflated
+
+    def _feed(self, data: memoryview | bytes) -> None:
+        """Takes the next bytes; Refused where they cannot be a dataset."""
+        self._digest.update(data)
+        try:
+            self._walker.feed(data)
+        except ElementFault as fault:
+            raise Refused(NOT_UNDERSTOOD, _comment(fault)) from fault
+
+    def _feed_deflated(self, data: memoryview | bytes) -> None:
+        self._digest.update(data)
+        room = INFLATED_MAX - self._inflated
+        if room <= 0 or self._inflate is None:
+            return
+        try:
+            plain = self._inflate.decompress(data, room)
+            self._inflated += len(plain)
+            self._walker.feed(plain)
+        except ElementFault as fault:
+            raise Refused(NOT_UNDERSTOOD, _comment(fault)) from fault
+        except zlib.error as exc:
+            raise Refused(NOT_UNDERSTOOD, "the deflate stream is broken") from exc
+
+    def finish(self) -> tuple[bytes, Description]:
+        """The SHA-256 of the dataset and its attributes; Refused where it is not whole."""
+        try:
+            if self._inflate is None or self._inflate.eof:
+                self._walker.finish()
+            elif self._inflated < INFLATED_MAX:
+                raise Refused(NOT_UNDERSTOOD, "truncated: the deflate stream has no end")
+        except ElementFault as fault:
+            raise Refused(NOT_UNDERSTOOD, _comment(fault)) from fault
+        description = describe(self._walker.captured, self._syntax, big_endian=self._big_endian)
+        return self._digest.digest(), description
+
+
+def _comment(fault: ElementFault) -> str:
+    return f"broken or truncated dataset, offset {fault.offset}"
+
+
+def check_uids(description: Description, sop_class_uid: str, sop_instance_uid: str) -> None:
+    """Refused where the dataset contradicts the command, or does not say where it belongs."""
+    if description.sop_instance_uid not in (None, sop_instance_uid):
+        raise Refused(MISMATCH, "SOP Instance UID of the dataset is not that of the command")
+    if description.sop_class_uid not in (None, sop_class_uid):
+        raise Refused(MISMATCH, "SOP Class UID of the dataset is not that of the command")
+    if not description.study_instance_uid:
+        raise Refused(MISMATCH, "the dataset has no Study Instance UID")
+    if not description.series_instance_uid:
+        raise Refused(MISMATCH, "the dataset has no Series Instance UID")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class StoredInstance:
+    """One instance that can be sent as it was received; an OutgoingInstance.
+
+    Its file is opened when `dataset` is first asked for: OSError where it is gone.
+    """
+
+    path: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    dataset_offset: int
+    length: int
+    _dataset: memoryview | FileRange | None = None
+    _file: OpenFile | None = None
+
+    @property
+    def label(self) -> str:
+        """The path, for messages."""
+        return self.path
+
+    @property
+    def dataset(self) -> memoryview | FileRange:
+        if self._dataset is None:
+            self._dataset = self._open()
+        return self._dataset
+
+    def _open(self) -> memoryview | FileRange:
+        file = OpenFile(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+        if os.fstat(file.fd).st_size != self.dataset_offset + self.length:
+            raise OSError(5, "the object file has not the length that the index says")
+        if self.length > HELD_SIZE_MAX:
+            self._file = file
+            return FileRange(fd=file.fd, offset=self.dataset_offset, length=self.length, owner=file)
+        held = os.pread(file.fd, self.length, self.dataset_offset)
+        if len(held) != self.length:
+            raise OSError(5, "the object file became shorter")
+        return memoryview(held)
+
+    def close(self) -> None:
+        """Lets go of the file; `dataset` opens it anew."""
+        self._dataset = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Store:
+    """The object files of one archive, below `root`. Safe for several threads.
+
+    objects/NNNNNN/<random>.dcm; a folder takes 4096 files, so that the files of one moment share
+    one folder and its sync. tmp/ holds what is being received where the system has no nameless
+    files; quarantine/ what recovery could not make sense of.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], durability: Durability) -> None:
+        self._durability = durability
+        root = Path(root)
+        self._tmp = Folder(root / "tmp", mode=0o600)
+        self._quarantine = Folder(root / "quarantine", mode=0o600)
+        self._objects = Folder(root / "objects", mode=0o600)
+        self._lock = threading.Lock()
+        self._open: deque[Folder] = deque()
+        numbers = self.folders()
+        self._number = numbers[-1] if numbers else 0
+        self._files = 0
+        self._open_folder()
+        if durability is not Durability.NONE:
+            with Folder(root) as top:
+                top.sync()
+            self._objects.sync()
+
+    def close(self) -> None:
+        """Closes what it holds open; nothing may be on its way."""
+        for folder in (self._tmp, self._quarantine, self._objects, *self._open):
+            folder.close()
+
+    def create(self) -> TemporaryFile:
+        """A new file that nobody sees until `publish`; OSError as open(2) gives it."""
+        return self._tmp.create_temporary()
+
+    def publish(self, file: TemporaryFile) -> tuple[Place, Folder]:
+        """Data to disk, then a name; blocks. The name is durable once the folder was synced.
+
+        OSError is final for this file: the kernel forgets what it could not write.
+        """
+        if self._durability is not Durability.NONE:
+            os.fdatasync(file.fd)
+        with self._lock:
+            if self._files >= FOLDER_FILES_MAX:
+                self._number += 1
+                self._open_folder()
+                if self._durability is not Durability.NONE:
+                    self._objects.sync()
+            self._files += 1
+            place = Place(self._number, secrets.token_hex(16) + SUFFIX)
+            folder = self._open[-1]
+        file.link(place.name, folder)
+        return place, folder
+
+    def path(self, place: Place) -> str:
+        return os.path.join(self._objects.path, f"{place.folder:06}", place.name)
+
+    def remove(self, place: Place) -> None:
+        """Takes away a file that no row speaks of."""
+        os.unlink(self.path(place))
+
+    # -- recovery -------------------------------------------------------------------------------
+
+    def folders(self) -> list[int]:
+        """The numbers of the folders that exist."""
+        return sorted(
+            int(entry.name)
+            for entry in os.scandir(self._objects.path)
+            if entry.name.isdecimal() and entry.name.isascii() and entry.is_dir()
+        )
+
+    def names(self, folder: int) -> set[str]:
+        """The names in one folder; empty where there is none."""
+        try:
+            return set(os.listdir(os.path.join(self._objects.path, f"{folder:06}")))
+        except FileNotFoundError:
+            return set()
+
+    def remove_temporaries(self) -> int:
+        """Removes what a killed process left behind; returns how many."""
+        count = 0
+        for name in os.listdir(self._tmp.path):
+            self._tmp.unlink(name)
+            count += 1
+        return count
+
+    def set_aside(self, place: Place) -> None:
+        """Moves a file that is no whole object to quarantine/."""
+        os.rename(self.path(place), place.name, dst_dir_fd=self._quarantine.fd)
+
+    def pieces(self, place: Place, offset: int, size: int = 1 << 20) -> Iterator[bytes]:
+        """The bytes of an object file from `offset`."""
+        with open(self.path(place), "rb", buffering=0) as file:
+            file.seek(offset)
+            while piece := file.read(size):
+                yield piece
+
+    def _open_folder(self) -> None:
+        path = os.path.join(self._objects.path, f"{self._number:06}")
+        self._open.append(Folder(path, mode=0o600))
+        self._files = len(self.names(self._number))
+        if len(self._open) > OPEN_FOLDERS_MAX:
+            self._open.popleft().close()

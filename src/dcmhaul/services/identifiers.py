@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dcmhaul import uids
@@ -21,6 +22,7 @@ __all__ = [
     "IDENTIFIER_LENGTH_MAX",
     "QUERY_SYNTAXES",
     "EncodeIdentifier",
+    "EncodedIdentifier",
     "QueryRefused",
     "decode_identifier",
     "decode_uid_list",
@@ -42,6 +44,15 @@ QUERY_SYNTAXES: Final = (
 
 EncodeIdentifier = Callable[[str], bytes]
 """Encodes an identifier in the transfer syntax that it is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedIdentifier:
+    """An identifier as it came, for those who read it without pydicom. Nothing in it is checked."""
+
+    data: bytes
+    transfer_syntax: str
+
 
 _FAILED_SOP_INSTANCE_UID_LIST: Final = 0x00080058
 _SHORT_VALUE_LENGTH_MAX: Final = 0xFFFE  # a two-octet length, even (PS3.5 §7.1.2)

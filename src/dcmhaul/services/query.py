@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -28,6 +28,7 @@ from dcmhaul.protocol.negotiation import SupportedContext
 from dcmhaul.services.identifiers import (
     IDENTIFIER_LENGTH_MAX,
     QUERY_SYNTAXES,
+    EncodedIdentifier,
     EncodeIdentifier,
     QueryRefused,
     decode_identifier,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CancelWatch",
+    "EncodedAnswer",
     "FindAnswer",
     "FindResponse",
     "FindScp",
@@ -51,6 +53,7 @@ __all__ = [
     "QueryRefused",
     "context_for_model",
     "find",
+    "read_encoded_identifier",
     "read_identifier",
     "refuse_stray",
     "unable_to_process",
@@ -256,6 +259,9 @@ async def refuse_stray(association: Association, incoming: Incoming) -> None:
 FindAnswer = Callable[["QueryModel", "Dataset", str], "AsyncIterable[Dataset] | Iterable[Dataset]"]
 """Model, identifier, calling AE title -> the matches. May raise QueryRefused, also half way."""
 
+EncodedAnswer = Callable[["QueryModel", EncodedIdentifier, str], "AsyncIterable[bytes]"]
+"""The same for those who need no pydicom: the matches are encoded as the identifier is."""
+
 
 class CancelWatch:
     """Whether the peer cancelled a request of its own that is being answered; it never waits."""
@@ -293,6 +299,20 @@ class CancelWatch:
 
 async def read_identifier(association: Association, incoming: Incoming) -> Dataset:
     """The identifier of a request for a query or retrieve; QueryRefused where it is none."""
+    encoded = await read_encoded_identifier(association, incoming)
+    data, syntax = encoded.data, encoded.transfer_syntax
+    try:
+        if len(data) > _THREAD_LENGTH:
+            return await trio.to_thread.run_sync(decode_identifier, data, syntax)
+        return decode_identifier(data, syntax)
+    except ValueError as exc:
+        raise QueryRefused(statuses.DATASET_MISMATCH, str(exc)) from exc
+
+
+async def read_encoded_identifier(
+    association: Association, incoming: Incoming
+) -> EncodedIdentifier:
+    """The bytes of an identifier, not looked into; QueryRefused where there are none."""
     context, message = incoming
     data = None
     if message.has_dataset:
@@ -305,12 +325,7 @@ async def read_identifier(association: Association, incoming: Incoming) -> Datas
         raise QueryRefused(
             statuses.DATASET_MISMATCH, f"identifier above {IDENTIFIER_LENGTH_MAX} bytes"
         )
-    try:
-        if len(data) > _THREAD_LENGTH:
-            return await trio.to_thread.run_sync(decode_identifier, data, context.transfer_syntax)
-        return decode_identifier(data, context.transfer_syntax)
-    except ValueError as exc:
-        raise QueryRefused(statuses.DATASET_MISMATCH, str(exc)) from exc
+    return EncodedIdentifier(data=data, transfer_syntax=context.transfer_syntax)
 
 
 def unable_to_process(error: Exception) -> QueryRefused:
@@ -326,17 +341,20 @@ def unable_to_process(error: Exception) -> QueryRefused:
 class FindScp:
     """Answers C-FIND with what `answer` finds, as it finds it.
 
+    encoded: `answer` is an EncodedAnswer, not a FindAnswer.
     matches_max: after so many the final response is A700 and names the limit; None is no limit.
     """
 
     def __init__(
         self,
-        answer: FindAnswer,
+        answer: FindAnswer | EncodedAnswer,
         *,
+        encoded: bool = False,
         models: Iterable[QueryModel] = (QueryModel.PATIENT_ROOT, QueryModel.STUDY_ROOT),
         matches_max: int | None = None,
     ) -> None:
-        self._answer = answer
+        self._answer: Callable[..., Any] = answer
+        self._read = read_encoded_identifier if encoded else read_identifier
         self._models = {model.find_uid: model for model in models}
         self._matches_max = matches_max
 
@@ -355,7 +373,7 @@ class FindScp:
         stream = _MatchStream(association, context, request)
         try:
             model = self._models.get(context.abstract_syntax)
-            identifier = await read_identifier(association, incoming)
+            identifier = await self._read(association, incoming)
             if model is None:
                 raise QueryRefused(statuses.SOP_CLASS_NOT_SUPPORTED, "no such model here")
             status = await self._send_matches(stream, model, identifier)
@@ -366,7 +384,7 @@ class FindScp:
         association.observer.operation("C-FIND", "in", status, seconds, stream.length)
 
     async def _send_matches(
-        self, stream: _MatchStream, model: QueryModel, identifier: Dataset
+        self, stream: _MatchStream, model: QueryModel, identifier: Dataset | EncodedIdentifier
     ) -> int:
         calling = stream.association.agreement.calling_ae_title
         async with aclosing(_guarded(self._answer, model, identifier, calling)) as matches:
@@ -381,8 +399,11 @@ class FindScp:
 
 
 async def _guarded(
-    answer: FindAnswer, model: QueryModel, identifier: Dataset, calling: str
-) -> AsyncGenerator[Dataset, None]:
+    answer: Callable[..., Any],
+    model: QueryModel,
+    identifier: Dataset | EncodedIdentifier,
+    calling: str,
+) -> AsyncGenerator[Dataset | bytes, None]:
     """The matches; an error of what finds them becomes QueryRefused, so that the peer gets an answer."""
     try:
         matches = answer(model, identifier, calling)
@@ -422,12 +443,15 @@ class _MatchStream:
         self._queued = 0
         self._flushed = 0.0
 
-    async def send(self, match: Dataset) -> bool:
+    async def send(self, match: Dataset | bytes) -> bool:
         """Queues one match. True where the peer has cancelled."""
-        try:
-            data = encode_identifier(match, self._context.transfer_syntax)
-        except ValueError as exc:
-            raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)) from exc
+        if isinstance(match, bytes):
+            data = match
+        else:
+            try:
+                data = encode_identifier(match, self._context.transfer_syntax)
+            except ValueError as exc:
+                raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)) from exc
         self.association.queue(self._context.context_id, self._pending, data)
         self.count += 1
         self.length += len(data)

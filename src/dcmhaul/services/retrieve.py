@@ -34,6 +34,7 @@ from dcmhaul.protocol.negotiation import SupportedContext
 from dcmhaul.services.identifiers import (
     IDENTIFIER_LENGTH_MAX,
     QUERY_SYNTAXES,
+    EncodedIdentifier,
     EncodeIdentifier,
     QueryRefused,
     decode_uid_list,
@@ -43,6 +44,7 @@ from dcmhaul.services.query import (
     CancelWatch,
     QueryModel,
     context_for_model,
+    read_encoded_identifier,
     read_identifier,
     refuse_stray,
     unable_to_process,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GetResponse",
+    "EncodedSelection",
     "GetScp",
     "Selection",
     "StoreHandler",
@@ -288,22 +291,30 @@ class StoredInstance(Protocol):
 Selection = Callable[["QueryModel", "Dataset", str], "Awaitable[Sequence[StoredInstance]]"]
 """Model, identifier, calling AE title -> what is to be sent. May raise QueryRefused."""
 
+EncodedSelection = Callable[
+    ["QueryModel", EncodedIdentifier, str], "Awaitable[Sequence[StoredInstance]]"
+]
+"""The same for those who read the identifier without pydicom."""
+
 
 class GetScp:
     """Answers C-GET by sending what `select` names, on the same association.
 
     An instance for which there is no context, or no SCP role of the requestor, counts as failed.
+    encoded: `select` is an EncodedSelection, not a Selection.
     """
 
     def __init__(
         self,
-        select: Selection,
+        select: Selection | EncodedSelection,
         *,
+        encoded: bool = False,
         models: Iterable[QueryModel] = (QueryModel.PATIENT_ROOT, QueryModel.STUDY_ROOT),
         extra_classes: Iterable[str] = (),
         transfer_syntaxes: tuple[str, ...] = (),
     ) -> None:
-        self._select = select
+        self._select: Callable[..., Awaitable[Sequence[StoredInstance]]] = select
+        self._read = read_encoded_identifier if encoded else read_identifier
         self._models = {model.get_uid: model for model in models}
         storage = SupportedContext(transfer_syntaxes=transfer_syntaxes, accept_scp_role=True)
         self._contexts = {
@@ -325,7 +336,7 @@ class GetScp:
         length = 0
         try:
             model = self._models.get(context.abstract_syntax)
-            identifier = await read_identifier(association, incoming)
+            identifier = await self._read(association, incoming)
             if model is None:
                 raise QueryRefused(statuses.SOP_CLASS_NOT_SUPPORTED, "no such model here")
             calling = association.agreement.calling_ae_title

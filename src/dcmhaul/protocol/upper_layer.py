@@ -333,16 +333,14 @@ class UpperLayer:
 
 
 def _indication(pdu: _Content) -> Event:
-    match pdu:
-        case AAssociateRq():
-            return AssociationRequested(rq=pdu)
-        case AAssociateAc():
-            return AssociationAccepted(ac=pdu)
-        case AAssociateRj():
-            return AssociationRejectedEvent(rj=pdu)
-        case PDataTf():
-            return PDataReceived(p_data=pdu)
-        case AAbort():
-            if pdu.source == AbortSource.USER:
-                return Aborted(source=pdu.source, reason=pdu.reason)
-            return ProviderAborted(source=pdu.source, reason=pdu.reason, local=False)
+    if isinstance(pdu, AAssociateRq):
+        return AssociationRequested(rq=pdu)
+    if isinstance(pdu, AAssociateAc):
+        return AssociationAccepted(ac=pdu)
+    if isinstance(pdu, AAssociateRj):
+        return AssociationRejectedEvent(rj=pdu)
+    if isinstance(pdu, PDataTf):
+        return PDataReceived(p_data=pdu)
+    if pdu.source == AbortSource.USER:
+        return Aborted(source=pdu.source, reason=pdu.reason)
+    return ProviderAborted(source=pdu.source, reason=pdu.reason, local=False)

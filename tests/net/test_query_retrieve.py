@@ -628,16 +628,17 @@ async def test_each_way_to_fail_is_counted_and_listed(window: int) -> None:
         Held(sop_instance_uid="1.5", sop_class_uid="1.2.840.10008.5.1.4.1.1.7"),
         Held(sop_instance_uid="1.6"),
         Held(sop_instance_uid="1.7"),
+        Held(sop_instance_uid="1.8"),
     ]
-    kept = Kept(replies={"1.6": 0xA700, "1.7": 0xB007})
+    kept = Kept(replies={"1.6": 0xA700, "1.7": 0xB007, "1.8": 0xB100})
     async with (
         serving(GetScp(selecting(held))) as port,
         open_association("127.0.0.1", port, request(window=window)) as association,
     ):
         result = await retrieve(association, kept)
     assert (result.status, result.remaining) == (0xB000, None)
-    assert (result.completed, result.failed, result.warning) == (1, 5, 1)
-    assert sorted(result.failed_sop_instance_uids) == ["1.2", "1.3", "1.4", "1.5", "1.6"]
+    assert (result.completed, result.failed, result.warning) == (1, 6, 1)
+    assert sorted(result.failed_sop_instance_uids) == ["1.2", "1.3", "1.4", "1.5", "1.6", "1.8"]
     assert all(h.opened == h.closed for h in held)
 
 

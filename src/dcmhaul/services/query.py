@@ -64,6 +64,8 @@ _LOG: Final = logging.getLogger(__name__)
 # Matches gather before they leave in one system call; the peer's C-CANCEL is looked for as often.
 FLUSH_BYTES: Final = 32 * 1024
 FLUSH_SECONDS: Final = 0.1
+# pydicom encodes for a quarter of a millisecond a match; other associations get their turn between.
+CHECKPOINT_MATCHES: Final = 16
 # pydicom works for milliseconds on an identifier of this size; a thread then keeps others going.
 _THREAD_LENGTH: Final = 64 * 1024
 
@@ -459,6 +461,8 @@ class _MatchStream:
         now = time.perf_counter()
         # The first one leaves at once: somebody waits for it.
         if self._queued < FLUSH_BYTES and now - self._flushed < FLUSH_SECONDS:
+            if self.count % CHECKPOINT_MATCHES == 0:
+                await trio.lowlevel.checkpoint()
             return False
         self._queued, self._flushed = 0, now
         await self.association.flush()

@@ -187,7 +187,7 @@ class StoreOutcome:
     @property
     def stored(self) -> bool:
         """0000, or one of the B0xx warnings, with which the instance is stored (PS3.4 §B.2.3)."""
-        return self.status is not None and (self.status == SUCCESS or self.status >> 12 == 0xB)
+        return self.status is not None and (self.status == SUCCESS or self.status >> 8 == 0xB0)
 
 
 class _Outstanding:

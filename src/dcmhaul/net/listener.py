@@ -24,7 +24,7 @@ from dcmhaul.protocol.negotiation import AcceptorPolicy, negotiate
 from dcmhaul.protocol.upper_layer import UpperLayer
 from dcmhaul.wire._fragments import SendQueue
 from dcmhaul.wire._frames import NEED_DATA, PduReader
-from dcmhaul.wire.pdu import AAssociateRj
+from dcmhaul.wire.pdu import PDU_HEADER_SIZE, AAbort, AAssociateRj, PduType
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -208,9 +208,6 @@ class _Server:
             return None
         answer = CONGESTION if full else negotiate(event.rq, self.policy, host)
         if isinstance(answer, AAssociateRj):
-            self.observer.association_rejected(
-                Role.ACCEPTOR, answer.result, answer.source, answer.reason
-            )
             upper.reject(answer)
             return None
         ac, agreement = answer
@@ -230,14 +227,29 @@ class _Server:
     async def _leave(self, transport: Transport, upper: UpperLayer) -> None:
         """Sends what the table asked for (A-ABORT, A-ASSOCIATE-RJ), lets the peer read it, closes."""
         with trio.move_on_after(self.timeouts.artim):
+            output = upper.take_output()
+            self._count(output)
             try:
-                _queue_all(transport, upper.take_output())
+                _queue_all(transport, output)
                 await transport.flush(self.timeouts.artim)
             except TransportError:
                 return
             if not upper.close_transport:
                 transport.shutdown_send()
                 await transport.drain(self.timeouts.artim)
+
+    def _count(self, output: Iterable[bytes]) -> None:
+        """Tells the observer of a refusal, whoever decided it: the table, the policy or a decoder."""
+        for pdu in output:
+            body = pdu[PDU_HEADER_SIZE:]
+            if pdu[0] == PduType.A_ASSOCIATE_RJ:
+                rj = AAssociateRj.decode(body)
+                self.observer.association_rejected(Role.ACCEPTOR, rj.result, rj.source, rj.reason)
+            elif pdu[0] == PduType.A_ABORT:
+                abort = AAbort.decode(body)
+                self.observer.association_aborted(
+                    Role.ACCEPTOR, "local", abort.source, abort.reason
+                )
 
 
 def _queue_all(transport: Transport, pdus: Iterable[bytes]) -> None:

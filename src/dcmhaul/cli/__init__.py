@@ -23,11 +23,20 @@ __all__ = ["ALIASES", "VERBS", "main"]
 # Verb -> what it does; the verb's module has the same name.
 VERBS = {
     "echo": "C-ECHO: is the peer there, and how fast does it answer",
+    "find": "C-FIND: ask for patients, studies, series, instances or worklist items",
+    "get": "C-GET: retrieve instances into a folder",
+    "send": "C-STORE: send files and folders",
+    "receive": "Storage SCP: take instances into a folder, or discard them",
+    "synth": "write synthetic studies",
 }
 
 # DCMTK's name -> verb.
 ALIASES = {
     "echoscu": "echo",
+    "findscu": "find",
+    "getscu": "get",
+    "storescu": "send",
+    "storescp": "receive",
 }
 
 

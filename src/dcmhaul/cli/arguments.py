@@ -53,8 +53,9 @@ def _syntax_spellings(values: Mapping[str, int], tool: str | None) -> dict[str, 
         for letter, syntax in SYNTAX_LETTERS.items():
             short = f"{sign}x{letter}"
             long = "--implicit" if short == "+xi" else f"--{verb}-{syntax.long}"
-            # Both, because storescp's -xs is another option.
-            if {short, long} <= flags:
+            # Both, because storescp's -xs is another option. No peer deflates identifiers.
+            deflated = letter == "d" and tool in ("findscu", "getscu") and sign == "-"
+            if {short, long} <= flags and not deflated:
                 spellings[short] = spellings[long] = [option, letter]
     return spellings
 

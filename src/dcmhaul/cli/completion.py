@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dcmhaul.cli.keys import QUERY_RETRIEVE_LEVEL, SPECIFIC_CHARACTER_SET, Element, Identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "LEVELS",
@@ -24,7 +24,6 @@ __all__ = [
     "needs_query",
     "question",
     "retrieve_identifiers",
-    "split_unit",
     "warnings",
 ]
 
@@ -160,8 +159,3 @@ def retrieve_identifiers(
             identifier.put(key, "\\".join(values[start : start + size]), _empty(level).vr)
             identifiers.append(identifier)
     return identifiers
-
-
-def split_unit(model: str, series: Sequence[Mapping[int, str]], associations: int) -> str:
-    """The level at which a study is split: SERIES, or IMAGE where those are too few."""
-    return "SERIES" if len(series) >= associations or "IMAGE" not in levels_of(model) else "IMAGE"

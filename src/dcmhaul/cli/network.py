@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,17 +12,28 @@ from dcmhaul.config import ANY_SCP, DEFAULT_AE_TITLE, port_number
 from dcmhaul.errors import ConfigurationError, NoAcceptedContext
 from dcmhaul.net import SocketOptions, Timeouts, open_association
 from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT, AssociationRequest, ContextResult
+from dcmhaul.protocol.statuses import StatusCategory, category, describe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+    from dcmhaul.cli.output import TransferCount
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Peer
-    from dcmhaul.net import Association, Observer
+    from dcmhaul.net import Association, AssociationStats, Observer
+    from dcmhaul.protocol.events import Role
     from dcmhaul.protocol.negotiation import Agreement
-    from dcmhaul.wire.items import PresentationContextRq, RoleSelection, UserIdentityRq
+    from dcmhaul.wire.items import (
+        PresentationContextRq,
+        RoleSelection,
+        SopClassExtendedNegotiation,
+        UserIdentityRq,
+    )
 
 __all__ = [
+    "CountingObserver",
+    "association_request",
+    "check_agreement",
     "counting",
     "open_peer",
     "say_agreement",
@@ -56,24 +68,15 @@ async def open_peer(
     *,
     roles: Sequence[RoleSelection] = (),
     window: int = 1,
-    user_identity: UserIdentityRq | None = None,
+    extended: Sequence[SopClassExtendedNegotiation] = (),
     observer: Observer | None = None,
 ) -> AsyncIterator[Association]:
     """An association with the peer; NoAcceptedContext where it accepts none of the contexts."""
-    called = peer.ae_title or ANY_SCP
-    calling = network.calling_ae_title or DEFAULT_AE_TITLE
-    request = AssociationRequest(
-        called_ae_title=called,
-        calling_ae_title=calling,
-        contexts=tuple(contexts),
-        roles=tuple(roles),
-        window=window,
-        user_identity=user_identity,
-        pdu_length_max=network.pdu_length_max or PDU_LENGTH_DEFAULT,
-        pdu_length_send_max=network.pdu_length_send_max or 0,
+    request = association_request(
+        network, peer, contexts, roles=roles, window=window, extended=extended
     )
     session.console.info(
-        f"associating with {called}@{peer.address} as {calling}: {len(contexts)} contexts, "
+        f"associating with {peer} as {request.calling_ae_title}: {len(contexts)} contexts, "
         f"PDU {request.pdu_length_max}, window {window}"
     )
     async with open_association(
@@ -84,14 +87,44 @@ async def open_peer(
         options=socket_options(network),
         observer=observer,
     ) as association:
-        say_agreement(session, network, association.agreement)
-        if not association.agreement.accepted:
-            raise NoAcceptedContext(
-                f"{peer} accepted none of the {len(contexts)} presentation contexts"
-                + _reasons(association.agreement)
-            )
+        check_agreement(session, network, association)
         yield association
-    session.console.info(f"association with {called}@{peer.address} ended")
+    session.console.info(f"association with {peer} ended")
+
+
+def association_request(
+    network: NetworkOptions,
+    peer: Peer,
+    contexts: Sequence[PresentationContextRq],
+    *,
+    roles: Sequence[RoleSelection] = (),
+    window: int = 1,
+    extended: Sequence[SopClassExtendedNegotiation] = (),
+    user_identity: UserIdentityRq | None = None,
+) -> AssociationRequest:
+    """What the options propose to the peer."""
+    return AssociationRequest(
+        called_ae_title=peer.ae_title or ANY_SCP,
+        calling_ae_title=network.calling_ae_title or DEFAULT_AE_TITLE,
+        contexts=tuple(contexts),
+        roles=tuple(roles),
+        window=window,
+        extended=tuple(extended),
+        user_identity=user_identity,
+        pdu_length_max=network.pdu_length_max or PDU_LENGTH_DEFAULT,
+        pdu_length_send_max=network.pdu_length_send_max or 0,
+    )
+
+
+def check_agreement(session: Session, network: NetworkOptions, association: Association) -> None:
+    """Says what was negotiated; NoAcceptedContext where that is nothing."""
+    agreement = association.agreement
+    say_agreement(session, network, agreement)
+    if not agreement.accepted:
+        raise NoAcceptedContext(
+            f"{association.peer} accepted none of the {len(agreement.rejected)} presentation contexts"
+            + _reasons(agreement)
+        )
 
 
 def _reasons(agreement: Agreement) -> str:
@@ -147,3 +180,50 @@ def counting(session: Session, metrics: str | None, peer: Peer | None) -> Iterat
     with serve_metrics(host, port, counters) as (bound_host, bound_port):
         session.console.always(f"metrics at http://{bound_host}:{bound_port}/metrics")
         yield counters.observer(peer.name if peer is not None and peer.name else "other")
+
+
+class CountingObserver:
+    """An observer that counts what is stored and tells the rest to another one."""
+
+    def __init__(self, session: Session, count: TransferCount, inner: Observer) -> None:
+        self._session = session
+        self._count = count
+        self._inner = inner
+
+    def association_opened(
+        self, role: Role, peer: str, live: Callable[[], AssociationStats]
+    ) -> None:
+        self._inner.association_opened(role, peer, live)
+
+    def association_closed(
+        self, role: Role, stats: AssociationStats, live: Callable[[], AssociationStats]
+    ) -> None:
+        self._inner.association_closed(role, stats, live)
+
+    def association_rejected(self, role: Role, result: int, source: int, reason: int) -> None:
+        self._session.console.info(
+            f"association rejected: result {result}, source {source}, reason {reason}"
+        )
+        self._inner.association_rejected(role, result, source, reason)
+
+    def association_aborted(self, role: Role, origin: str, source: int, reason: int) -> None:
+        self._session.console.info(
+            f"association aborted by {origin}: source {source}, reason {reason}"
+        )
+        self._inner.association_aborted(role, origin, source, reason)
+
+    def operation(
+        self, operation: str, direction: str, status: int, seconds: float, dataset_bytes: int
+    ) -> None:
+        if operation == "C-STORE" and direction == "in":
+            count = self._count
+            count.operation(time.perf_counter(), seconds)
+            if category(status) in (StatusCategory.SUCCESS, StatusCategory.WARNING):
+                count.instances += 1
+                count.byte_count += dataset_bytes
+            else:
+                count.failed += 1
+                self._session.console.warn(f"not stored: {describe(status)}")
+        if self._session.console.level >= Level.INFO:
+            self._session.console.info(f"{operation} {direction}: {describe(status, operation)}")
+        self._inner.operation(operation, direction, status, seconds, dataset_bytes)

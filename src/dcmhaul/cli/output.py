@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TextIO
 
-    from dcmhaul.cli.console import Console
+    from dcmhaul.cli.session import Session
 
 __all__ = [
     "Answer",
@@ -128,7 +128,10 @@ class Rows:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*self._columns, show_edge=False, pad_edge=False)
+        table = Table(show_edge=False, pad_edge=False)
+        for column in self._columns:
+            # A long UID goes on in the next line: half of one is of no use.
+            table.add_column(column, overflow="fold")
         for row in self._rows:
             # Text, not str: a value with brackets is no markup.
             table.add_row(*(Text(cell) for cell in row))
@@ -207,9 +210,7 @@ class Progress:
         return f"{self.note}: {text}" if self.note else text
 
 
-async def show_progress(
-    console: Console, look: Callable[[], Progress | None], *, verb: str
-) -> None:
+async def show_progress(session: Session, look: Callable[[], Progress | None]) -> None:
     """Shows what `look` returns until cancelled: a bar on a terminal, else a line every 30 s.
 
     `look` returns None while there is nothing to show yet.
@@ -218,6 +219,7 @@ async def show_progress(
 
     from dcmhaul.cli.console import Level
 
+    console = session.console
     if console.level < Level.WARN:
         return
     started = trio.current_time()
@@ -227,8 +229,8 @@ async def show_progress(
             await trio.sleep(PROGRESS_LINE_SECONDS)
             seen = look()
             if seen is not None:
-                console.warn(f"{verb}: {seen.text(trio.current_time() - started)}")
-    await _draw(look, verb, started)
+                console.warn(f"{session.name}: {seen.text(trio.current_time() - started)}")
+    await _draw(look, session.name, started)
 
 
 async def _draw(look: Callable[[], Progress | None], verb: str, started: float) -> None:

@@ -1,0 +1,259 @@
+"""What `get` asks before it retrieves: the unique keys of what matches, the parts, the SOP classes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from dcmhaul.cli.completion import (
+    UNIQUE_KEYS,
+    level_of,
+    levels_of,
+    question,
+    retrieve_identifiers,
+)
+from dcmhaul.cli.keys import QUERY_RETRIEVE_LEVEL, Identifier, dump_lines, encode_identifier
+from dcmhaul.cli.models import MODELS, unique_keys
+from dcmhaul.errors import DcmhaulError
+from dcmhaul.protocol.statuses import SUCCESS, describe
+from dcmhaul.services.query import find
+from dcmhaul.wire.items import PresentationContextRq
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydicom.dataset import Dataset
+
+    from dcmhaul.cli.console import Console
+    from dcmhaul.net import Association
+
+__all__ = ["COMMON_CLASSES", "FindFailed", "Questioner", "storage_contexts"]
+
+_SOP_CLASS: Final = 0x00080016
+_SOP_CLASSES_IN_STUDY: Final = 0x00080062
+
+# One of the 128 contexts is the retrieve's own.
+STORAGE_CONTEXTS_MAX: Final = 127
+# Series that are asked for their SOP classes one by one, where studies do not tell theirs.
+SERIES_ASKED_MAX: Final = 64
+
+_IMPLICIT: Final = "1.2.840.10008.1.2"
+_JPEG: Final = "1.2.840.10008.1.2.4."
+_SYNTAXES: Final = (
+    "1.2.840.10008.1.2.1",
+    _IMPLICIT,
+    _JPEG + "70",
+    _JPEG + "90",
+    _JPEG + "50",
+    "1.2.840.10008.1.2.5",
+    _JPEG + "80",
+    _JPEG + "91",
+    _JPEG + "51",
+    _JPEG + "57",
+    _JPEG + "81",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.1.99",
+    _JPEG + "100",
+    _JPEG + "101",
+    _JPEG + "102",
+    _JPEG + "103",
+    _JPEG + "107",
+    _JPEG + "108",
+    _JPEG + "201",
+    _JPEG + "202",
+    _JPEG + "203",
+)
+
+# The classes proposed where nobody tells which ones will come; with two contexts each they are all
+# that fits. The numbers stand behind 1.2.840.10008.5.1.4.1.1.
+_COMMON: Final = """
+1 1.1 1.1.1 1.2 1.2.1 1.3 2 2.1 2.2 3.1 4 4.1 4.2 4.3 4.4 6.1 6.2 7 7.1 7.2 7.3 7.4
+9.1.1 9.1.2 9.1.3 11.1 11.2 12.1 12.1.1 12.2 12.2.1 13.1.1 13.1.3 20 66 66.1 66.3 66.4 67
+77.1.1 77.1.1.1 77.1.4 77.1.4.1 77.1.5.1 77.1.5.4 77.1.6 88.11 88.22 88.33 88.50 88.59 88.65
+88.67 104.1 104.2 128 130 481.1 481.2 481.3 481.5 481.8
+"""
+COMMON_CLASSES: Final = tuple(f"1.2.840.10008.5.1.4.1.1.{number}" for number in _COMMON.split())
+
+
+def storage_contexts(
+    classes: Sequence[str], preferred: Sequence[str] = ()
+) -> tuple[PresentationContextRq, ...]:
+    """The contexts of a C-GET's sub-operations, at most 127, with IDs from 3.
+
+    As far as there is room each class has a context for each syntax, so that the SCP can send what
+    it holds as it is; the last context of a class takes the syntaxes that are left. Implicit VR alone
+    as `preferred` (`+xi`) proposes nothing else.
+    """
+    wanted = list(dict.fromkeys(classes))[:STORAGE_CONTEXTS_MAX]
+    if not wanted:
+        return ()
+    syntaxes = tuple(dict.fromkeys((*preferred, *_SYNTAXES)))
+    if tuple(preferred) == (_IMPLICIT,):
+        syntaxes = (_IMPLICIT,)
+    room = min(STORAGE_CONTEXTS_MAX // len(wanted), len(syntaxes))
+    if room == 2:
+        # Uncompressed of either kind first: an SCP can turn one into the other.
+        split = [syntaxes[:2], syntaxes[2:]]
+    else:
+        split = [(uid,) for uid in syntaxes[: room - 1]] + [syntaxes[room - 1 :]]
+    pairs = [(uid, part) for uid in wanted for part in split if part]
+    return tuple(
+        PresentationContextRq(
+            context_id=2 * index + 3, abstract_syntax=uid, transfer_syntaxes=tuple(part)
+        )
+        for index, (uid, part) in enumerate(pairs)
+    )
+
+
+class FindFailed(DcmhaulError):
+    """A C-FIND that a retrieve needed ended with a failure."""
+
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(
+            f"the C-FIND before the retrieve ended with {describe(status, 'C-FIND')}"
+            + (f" ({comment})" if comment else "")
+        )
+        self.status = status
+
+
+class Questioner:
+    """Asks on one association, in one model; each question is a C-FIND."""
+
+    def __init__(self, association: Association, model: str, console: Console) -> None:
+        self._association = association
+        self._model = model
+        self._console = console
+
+    async def ask(self, identifier: Identifier) -> list[Dataset]:
+        """All matches; FindFailed where the final status is no success."""
+        self._console.debug_lines(dump_lines(identifier))
+        matches = []
+        encode = partial(encode_identifier, identifier)
+        async with find(self._association, MODELS[self._model], encode) as responses:
+            async for response in responses:
+                if response.pending:
+                    try:
+                        matches.append(response.dataset())
+                    except ValueError as error:
+                        self._console.warn(f"a match cannot be read: {error}")
+                elif response.status != SUCCESS:
+                    raise FindFailed(response.status, response.error_comment)
+        return matches
+
+    async def matches(self, typed: Identifier) -> list[dict[int, str]]:
+        """The unique keys of what matches the keys as typed; those typed as one value complete them."""
+        found = []
+        for dataset in await self.ask(question(self._model, typed)):
+            keys = unique_keys(dataset)
+            for tag in UNIQUE_KEYS.values():
+                value = typed.text(tag)
+                if value and not any(sign in value for sign in "\\*?"):
+                    keys.setdefault(tag, value)
+            found.append(keys)
+        return found
+
+    async def split(self, units: list[Identifier], parts: int) -> list[Identifier]:
+        """The units in at least `parts` smaller ones, as far as there are levels below."""
+        levels = levels_of(self._model)
+        while units and len(units) < parts:
+            level = level_of(units[0])
+            if level not in levels or level == levels[-1]:
+                break
+            lower = levels[levels.index(level) + 1]
+            matches = [match for unit in units for match in await self._below(unit, lower)]
+            # Instances are dealt out in lists, so that there are not more requests than needed.
+            size = max(1, -(-len(matches) // parts)) if lower == "IMAGE" else 1
+            smaller = retrieve_identifiers(self._model, lower, matches, uids_max=size)
+            if not smaller:
+                break
+            units = smaller
+        return units
+
+    async def _below(self, unit: Identifier, level: str) -> list[dict[int, str]]:
+        """The unique keys of what lies one level below a unit."""
+        found = []
+        for single in self._singles(unit):
+            single.put(QUERY_RETRIEVE_LEVEL, level, "CS")
+            found += await self.matches(single)
+        return found
+
+    def _singles(self, unit: Identifier) -> list[Identifier]:
+        """A unit with a list of UIDs as units of one each: the levels above a query are single."""
+        key = UNIQUE_KEYS[level_of(unit)]
+        singles = []
+        for value in unit.text(key).split("\\"):
+            single = unit.copy()
+            single.put(key, value, unit.elements[key].vr)
+            singles.append(single)
+        return singles
+
+    async def sop_classes(self, units: Sequence[Identifier]) -> list[str]:
+        """The SOP classes of what the units hold; the common ones too where that cannot be known."""
+        classes: dict[str, None] = {}
+        asked = 0
+        for unit in units:
+            if level_of(unit) == "IMAGE":
+                classes |= await self._classes_of_images(unit)
+                continue
+            studies = await self.ask(_study_question(unit))
+            if not studies:
+                return [*classes, *COMMON_CLASSES]
+            for dataset in studies:
+                told = _uids(dataset, _SOP_CLASSES_IN_STUDY)
+                classes |= dict.fromkeys(told)
+                if told:
+                    continue
+                if "IMAGE" not in levels_of(self._model):
+                    return [*classes, *COMMON_CLASSES]
+                for series in await self._series_of(unit, dataset):
+                    asked += 1
+                    if asked > SERIES_ASKED_MAX:
+                        return [*classes, *COMMON_CLASSES]
+                    series.put(QUERY_RETRIEVE_LEVEL, "IMAGE", "CS")
+                    classes |= await self._classes_of_images(series)
+        return list(classes) or list(COMMON_CLASSES)
+
+    async def _series_of(self, unit: Identifier, study: Dataset) -> list[Identifier]:
+        """The series of a study that belong to the unit, one an identifier."""
+        keys = unique_keys_of(unit) | unique_keys(study)
+        if level_of(unit) == "SERIES":
+            key = UNIQUE_KEYS["SERIES"]
+            matches = [keys | {key: value} for value in unit.text(key).split("\\")]
+        else:
+            [whole] = retrieve_identifiers(self._model, "STUDY", [keys])
+            matches = await self._below(whole, "SERIES")
+        return retrieve_identifiers(self._model, "SERIES", matches, uids_max=1)
+
+    async def _classes_of_images(self, unit: Identifier) -> dict[str, None]:
+        query = unit.copy()
+        query.put(_SOP_CLASS, "", "UI")
+        instance = UNIQUE_KEYS["IMAGE"]
+        if instance not in query.elements:
+            query.put(instance, "", "UI")
+        return dict.fromkeys(
+            uid for dataset in await self.ask(query) for uid in _uids(dataset, _SOP_CLASS)
+        )
+
+
+def _study_question(unit: Identifier) -> Identifier:
+    """The C-FIND for the SOP Classes in Study (0008,0062) of the studies of a unit."""
+    query = unit.copy()
+    query.put(QUERY_RETRIEVE_LEVEL, "STUDY", "CS")
+    query.elements.pop(UNIQUE_KEYS["SERIES"], None)
+    if UNIQUE_KEYS["STUDY"] not in query.elements:
+        query.put(UNIQUE_KEYS["STUDY"], "", "UI")
+    query.put(_SOP_CLASSES_IN_STUDY, "", "UI")
+    return query
+
+
+def unique_keys_of(identifier: Identifier) -> dict[int, str]:
+    """The unique keys that have a value, by tag."""
+    return {tag: text for tag in UNIQUE_KEYS.values() if (text := identifier.text(tag))}
+
+
+def _uids(dataset: Dataset, tag: int) -> list[str]:
+    element = dataset.get(tag)
+    if element is None or not element.value:
+        return []
+    values = element.value if not isinstance(element.value, str) else [element.value]
+    return [text for value in values if (text := str(value).strip(" \0"))]

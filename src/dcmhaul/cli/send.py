@@ -1,0 +1,327 @@
+"""`dcmhaul send`: files and folders to a storage SCP."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from dcmhaul.cli.console import Level
+from dcmhaul.cli.dcmtk import preferred_syntaxes
+from dcmhaul.cli.exits import Exit, for_error, for_status
+from dcmhaul.cli.options import metrics_option, network_options, propose_option, verb
+from dcmhaul.cli.output import Progress, TransferCount, show_progress
+from dcmhaul.errors import ConfigurationError, NoAcceptedContext
+
+if TYPE_CHECKING:
+    from dcmhaul.cli.session import NetworkOptions, Session
+    from dcmhaul.config import Peer
+    from dcmhaul.engine.sender import SendPlan
+    from dcmhaul.net import Association, Observer
+    from dcmhaul.objects.sources import FailedEntry, SkippedEntry
+    from dcmhaul.services.storage import StoreOutcome
+    from dcmhaul.wire.items import UserIdentityRq
+
+__all__ = ["command"]
+
+# Associations in a row that end without an answer before the peer is given up.
+FAILURES_MAX = 3
+
+_EPILOG = """\b
+Files that are not DICOM, and DICOMDIRs, are skipped; one failure does not stop
+the rest. A file's own transfer syntax is always proposed; -x= -xe -xb -xi -xd
+-xs -xy -xx -xv -xw -xt -xu -xr ... only say which contexts come first. Under
+the name storescu a folder needs +sd, and its subfolders +r.
+
+\b
+Examples:
+  dcmhaul send PACS@10.1.2.3:104 ./studies --associations 4 --window 16
+  dcmhaul send -aec PACS 10.1.2.3 104 image.dcm
+"""
+
+
+@verb("send", tool="storescu", epilog=_EPILOG)
+@click.option(
+    "--associations",
+    type=click.IntRange(1, 128),
+    help="Associations at once [default: 1].",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(1, 32),
+    help="Unanswered C-STOREs on each, where the peer grants it [default: 1].",
+)
+@network_options(send=True)
+@metrics_option
+@propose_option
+@click.option("+sd", "--scan-directories", "scan", is_flag=True, help="storescu: take folders.")
+@click.option("+r", "--recurse", "recurse", is_flag=True, help="storescu: take their subfolders.")
+@click.option("+fo", "--read-file-only", "files_only", is_flag=True, help="Only files with meta.")
+@click.option(
+    "-R",
+    "--required",
+    is_flag=True,
+    expose_value=False,
+    help="Only the contexts needed; always so.",
+)
+@click.option(
+    "-nh", "--no-halt", is_flag=True, expose_value=False, help="Go on after a failure; always so."
+)
+@click.option(
+    "--repeat", type=click.IntRange(1), default=1, help="Send everything N times.", metavar="N"
+)
+@click.option("--abort", is_flag=True, help="End with A-ABORT instead of A-RELEASE.")
+@click.option("-usr", "--user", metavar="NAME", help="User identity: name (in clear text).")
+@click.option("-pwd", "--password", metavar="TEXT", help="User identity: passcode, with -usr.")
+@click.argument("words", nargs=-1, metavar="PEER PATH...")
+def command(
+    session: Session,
+    network: NetworkOptions,
+    words: tuple[str, ...],
+    associations: int | None,
+    window: int | None,
+    metrics: str | None,
+    propose: tuple[str, ...],
+    scan: bool,
+    recurse: bool,
+    files_only: bool,
+    repeat: int,
+    abort: bool,
+    user: str | None,
+    password: str | None,
+) -> None:
+    """C-STORE of files and folders (with their subfolders) to PEER.
+
+    PEER is AET@HOST:PORT, HOST PORT (with -aec), or a node of dcmhaul.toml. PATH - is stdin.
+    """
+    import trio
+
+    count = TransferCount()
+    session.summary_fields = count.fields
+    session.summary_text = partial(count.text, "sent")
+    peer, paths = session.split_peer(words, network)
+    node = session.configuration.nodes.get(peer.name or "")
+    associations = associations or 1
+    if node is not None and node.associations_max is not None:
+        associations = min(associations, node.associations_max)
+    settings = _Settings(
+        network=session.network(network, peer),
+        peer=peer,
+        associations=associations,
+        window=window or (node.window[0] if node is not None and node.window else 1),
+        first=preferred_syntaxes(propose),
+        recursive=session.name != "storescu" or recurse,
+        files_only=files_only,
+        repeat=repeat,
+        abort=abort,
+        identity=_identity(session, user, password),
+        metrics=metrics,
+    )
+    with ExitStack() as stack:
+        checked = [_spooled(stack) if path == "-" else path for path in paths]
+        _check_paths(session, checked, folders=session.name != "storescu" or scan)
+        trio.run(_Send(session, settings, count).run, checked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    network: NetworkOptions
+    peer: Peer
+    associations: int
+    window: int
+    first: tuple[str, ...]
+    recursive: bool
+    files_only: bool
+    repeat: int
+    abort: bool
+    identity: UserIdentityRq | None
+    metrics: str | None
+
+
+def _spooled(stack: ExitStack) -> str:
+    """Stdin as a file: an instance is sent by its length, which a pipe does not tell."""
+    spool = stack.enter_context(tempfile.NamedTemporaryFile(prefix="dcmhaul-"))  # noqa: SIM115
+    while piece := sys.stdin.buffer.read(1 << 20):
+        spool.write(piece)
+    spool.flush()
+    return spool.name
+
+
+def _check_paths(session: Session, paths: list[str], *, folders: bool) -> None:
+    if not paths:
+        raise ConfigurationError(f"{session.name} needs a PATH: what is to be sent")
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        raise ConfigurationError(f"no such file or folder: {', '.join(missing)}")
+    if not folders:
+        found = [path for path in paths if os.path.isdir(path)]
+        if found:
+            raise ConfigurationError(f"{found[0]} is a folder; +sd takes folders, +r subfolders")
+
+
+def _identity(session: Session, user: str | None, password: str | None) -> UserIdentityRq | None:
+    from dcmhaul.wire.items import UserIdentityRq
+
+    if user is None:
+        if password is not None:
+            raise ConfigurationError("-pwd needs -usr")
+        return None
+    session.console.warn("the user identity travels in clear text: this association has no TLS")
+    return UserIdentityRq(
+        # 1: user name; 2: user name and passcode (PS3.7 §D.3.3.7.1).
+        identity_type=1 if password is None else 2,
+        response_requested=False,
+        primary=user.encode("utf-8"),
+        secondary=(password or "").encode("utf-8"),
+    )
+
+
+class _Send:
+    """One run: counts what is reported, and says what failed."""
+
+    def __init__(self, session: Session, settings: _Settings, count: TransferCount) -> None:
+        self.session = session
+        self.settings = settings
+        self.count = count
+        self.planned: int | None = None
+
+    async def run(self, paths: list[str]) -> None:
+        """Looks at the files, then sends them."""
+        import trio
+
+        from dcmhaul.cli.network import counting
+        from dcmhaul.engine.sender import scan_files
+
+        settings = self.settings
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show_progress, self.session, self._look)
+            plan = await scan_files(
+                paths,
+                recursive=settings.recursive,
+                files_only=settings.files_only,
+                report=self._entry,
+            )
+            self.planned = len(plan.paths) * settings.repeat
+            if plan.paths:
+                with counting(self.session, settings.metrics, settings.peer) as observer:
+                    await self._send(plan, observer)
+            elif not self.count.failed:
+                self.session.console.error(f"dcmhaul {self.session.name}: no DICOM file to send")
+                self.session.code(Exit.NOTHING_MATCHED)
+            nursery.cancel_scope.cancel()
+
+    async def _send(self, plan: SendPlan, observer: Observer | None) -> None:
+        from dcmhaul.cli.network import association_request, socket_options, timeouts
+        from dcmhaul.engine.pool import AssociationPool, PoolPolicy
+        from dcmhaul.engine.sender import FileSender
+
+        settings = self.settings
+        unsent = 0
+        for group in plan.groups(settings.first):
+            pool = AssociationPool(
+                settings.peer.host,
+                settings.peer.port,
+                policy=PoolPolicy(size=settings.associations, failures_max=FAILURES_MAX),
+                timeouts=timeouts(settings.network),
+                options=socket_options(settings.network),
+                observer=observer,
+            )
+            sender = FileSender(
+                pool,
+                window=settings.window,
+                report=self._outcome,
+                report_entry=self._entry,
+                opened=self._opened,
+                abort=settings.abort,
+            )
+            request = association_request(
+                settings.network,
+                settings.peer,
+                group.contexts,
+                window=settings.window,
+                user_identity=settings.identity,
+            )
+            left = await sender.send(group, request, times=settings.repeat)
+            if sender.error is not None:
+                self.session.fail(sender.error)
+            unsent += left
+        if unsent:
+            self.count.failed += unsent
+            self.session.console.error(f"{unsent} instances were not sent")
+
+    def _opened(self, association: Association) -> None:
+        from dcmhaul.cli.network import check_agreement
+
+        check_agreement(self.session, self.settings.network, association)
+
+    def _look(self) -> Progress:
+        count = self.count
+        return Progress(
+            done=count.instances + count.failed,
+            total=self.planned,
+            byte_count=count.byte_count,
+            failed=count.failed,
+            note="looking at files" if self.planned is None else "",
+        )
+
+    def _outcome(self, outcome: StoreOutcome) -> None:
+        from dcmhaul.protocol.statuses import describe
+
+        if outcome.status is not None:
+            self.session.begun = True
+            self.count.operation(time.perf_counter(), outcome.seconds)
+        label = outcome.instance.label
+        if outcome.status is not None and (code := for_status(outcome.status)) is Exit.OK:
+            self.count.instances += 1
+            self.count.byte_count += outcome.length
+            if self.session.console.level >= Level.INFO or outcome.status:
+                self._say(label, outcome)
+            return
+        self.count.failed += 1
+        if outcome.status is not None:
+            text = describe(outcome.status)
+            if outcome.error_comment:
+                text += f" ({outcome.error_comment})"
+        else:
+            # No context for this class and syntax: the rest goes on, this one never will.
+            refused = isinstance(outcome.error, NoAcceptedContext)
+            error = outcome.error or NoAcceptedContext("not sent")
+            code = Exit.PERMANENT if refused else for_error(error, begun=self.session.begun)
+            text = str(error)
+        self._failed(label, code, text, outcome.status)
+
+    def _say(self, label: str, outcome: StoreOutcome) -> None:
+        """A stored instance: each under `-v`, one with a warning always."""
+        from dcmhaul.protocol.statuses import describe
+
+        text = f"{label}: {describe(outcome.status or 0)}"
+        if outcome.status:
+            self.session.console.warn(text)
+        else:
+            self.session.console.info(text)
+
+    def _entry(self, entry: SkippedEntry | FailedEntry) -> None:
+        from dcmhaul.objects.sources import FailedEntry
+
+        if isinstance(entry, FailedEntry):
+            self.count.failed += 1
+            self._failed(entry.path, Exit.PERMANENT, str(entry.error), None)
+            return
+        self.count.skipped += 1
+        self.session.console.warn(f"skipped: {entry.path}: {entry.reason}")
+        self.session.answer.record({"type": "skipped", "path": entry.path, "reason": entry.reason})
+
+    def _failed(self, path: str, code: int, text: str, status: int | None) -> None:
+        self.session.code(code)
+        self.session.console.error(f"failed: {path}: {text}")
+        record = {"type": "failed", "path": path, "error": text}
+        if status is not None:
+            record["status"] = f"{status:04X}"
+        self.session.answer.record(record)

@@ -1,0 +1,138 @@
+"""What `receive` and `archive` share: they listen, say so, count, and end at a signal with exit code 0."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from dcmhaul.cli.console import Level
+from dcmhaul.cli.network import (
+    CountingObserver,
+    counting,
+    say_agreement,
+    socket_options,
+    timeouts,
+)
+from dcmhaul.cli.output import Progress, TransferCount, show_progress
+from dcmhaul.config import DEFAULT_AE_TITLE, ae_title
+from dcmhaul.errors import ConfigurationError
+from dcmhaul.net import AcceptorLimits, NullObserver, serve_associations
+from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT
+from dcmhaul.services.provider import acceptor_policy, serve_services
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dcmhaul.cli.session import NetworkOptions, Session
+    from dcmhaul.net import Association
+    from dcmhaul.services.provider import Service
+
+__all__ = ["Server", "allowed_callers"]
+
+
+def allowed_callers(allow: Sequence[str]) -> tuple[str, ...]:
+    """`--allow AET[@HOST]` as the acceptor compares it: a host's name stands for its addresses."""
+    callers: list[str] = []
+    for text in allow:
+        title, at, host = text.rpartition("@")
+        if not at:
+            callers.append(ae_title(text))
+            continue
+        title = ae_title(title)
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise ConfigurationError(f"--allow {text}: {host} cannot be resolved") from error
+        callers += dict.fromkeys(f"{title}@{address[4][0]}" for address in found)
+    return tuple(callers)
+
+
+class Server:
+    """Serves until SIGINT or SIGTERM."""
+
+    def __init__(
+        self,
+        session: Session,
+        network: NetworkOptions,
+        *,
+        port: int,
+        bind: str,
+        allow: Sequence[str],
+        associations_max: int,
+        metrics: str | None,
+        any_called_title: bool,
+        accept_any: bool = False,
+    ) -> None:
+        self.session = session
+        self.network = network
+        self.ae_title = network.calling_ae_title or DEFAULT_AE_TITLE
+        self._port = port
+        self._bind = bind.strip("[]")
+        self._limits = AcceptorLimits(
+            associations=associations_max, associations_per_host=associations_max
+        )
+        self._metrics = metrics
+        self._policy_fields = {
+            "ae_title": None if any_called_title else self.ae_title,
+            "allowed_callers": allowed_callers(allow),
+            "pdu_length_max": network.pdu_length_max or PDU_LENGTH_DEFAULT,
+            "accept_any_storage": accept_any,
+        }
+        self.count = TransferCount()
+        session.summary_fields = self.count.fields
+        session.summary_text = partial(self.count.text, "received")
+
+    async def serve(self, services: Sequence[Service]) -> None:
+        """Listens, prints where, and returns at a signal; open associations are then aborted."""
+        policy = acceptor_policy(services, **self._policy_fields)
+        with (
+            counting(self.session, self._metrics, None) as observer,
+            trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+        ):
+            async with trio.open_nursery() as nursery:
+                addresses = await nursery.start(
+                    partial(
+                        serve_associations,
+                        partial(self._handle, services),
+                        policy,
+                        host=self._bind,
+                        port=self._port,
+                        limits=self._limits,
+                        timeouts=timeouts(self.network),
+                        options=socket_options(self.network),
+                        observer=CountingObserver(
+                            self.session, self.count, observer or NullObserver()
+                        ),
+                    )
+                )
+                for host, port in addresses:
+                    shown = f"[{host}]" if ":" in host else host
+                    self.session.console.always(f"listening on {shown}:{port} as {self.ae_title}")
+                nursery.start_soon(show_progress, self.session, self._look)
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+                    break
+
+    async def _handle(self, services: Sequence[Service], association: Association) -> None:
+        console = self.session.console
+        agreement = association.agreement
+        if console.level >= Level.INFO:
+            console.info(
+                f"association from {agreement.calling_ae_title} at {association.peer} "
+                f"to {agreement.called_ae_title}"
+            )
+        say_agreement(self.session, self.network, agreement)
+        await serve_services(association, services)
+        console.info(f"association from {association.peer} ended")
+
+    def _look(self) -> Progress | None:
+        count = self.count
+        if not count.instances and not count.failed:
+            return None
+        return Progress(
+            done=count.instances, total=None, byte_count=count.byte_count, failed=count.failed
+        )

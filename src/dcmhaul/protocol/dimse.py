@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 from enum import IntEnum
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, dataclass_transform
 
 from dcmhaul.errors import LocalProtocolError, RemoteProtocolError
 from dcmhaul.wire.command import CommandLayout, decode_command_set
@@ -65,6 +65,9 @@ _NO_DATASET: Final = 0x0101
 _DATASET: Final = 0x0001
 
 
+_T = TypeVar("_T")
+
+
 class Priority(IntEnum):
     """PS3.7 Table 9.3-1."""
 
@@ -112,7 +115,14 @@ _LENIENT: Final[dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def _message(cls: type[_T]) -> type[_T]:
+    """A frozen dataclass to the type checker, a plain one at run time: two are made for each instance
+    moved, and object.__setattr__ for each field would cost a third of all that Python does for it."""
+    return dataclass(slots=True, kw_only=True, unsafe_hash=True)(cls)
+
+
+@_message
 class DimseMessage:
     """A command set. A field that is None is not in it; UIDs are strings without padding."""
 
@@ -132,12 +142,12 @@ class DimseMessage:
         return self._layout.encode(self._values(self))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Request(DimseMessage):
     message_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class Response(DimseMessage):
     message_id_being_responded_to: int
     status: int
@@ -154,7 +164,7 @@ class Response(DimseMessage):
 # -- DIMSE-C (PS3.7 §9.3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CStoreRq(Request):
     command_field = 0x0001
     affected_sop_class_uid: str
@@ -165,13 +175,13 @@ class CStoreRq(Request):
     has_dataset: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CStoreRsp(Response):
     command_field = 0x8001
     affected_sop_instance_uid: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CFindRq(Request):
     command_field = 0x0020
     affected_sop_class_uid: str
@@ -179,14 +189,14 @@ class CFindRq(Request):
     has_dataset: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CFindRsp(Response):
     """Has a dataset, the identifier, where it is pending (FF00, FF01)."""
 
     command_field = 0x8020
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CGetRq(Request):
     command_field = 0x0010
     affected_sop_class_uid: str
@@ -194,7 +204,7 @@ class CGetRq(Request):
     has_dataset: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class _RetrieveRsp(Response):
     """A final one has a dataset, the Failed SOP Instance UID List, where something failed."""
 
@@ -204,12 +214,12 @@ class _RetrieveRsp(Response):
     number_of_warning_suboperations: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CGetRsp(_RetrieveRsp):
     command_field = 0x8010
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CMoveRq(Request):
     command_field = 0x0021
     affected_sop_class_uid: str
@@ -218,23 +228,23 @@ class CMoveRq(Request):
     has_dataset: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CMoveRsp(_RetrieveRsp):
     command_field = 0x8021
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CEchoRq(Request):
     command_field = 0x0030
     affected_sop_class_uid: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CEchoRsp(Response):
     command_field = 0x8030
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class CCancelRq(DimseMessage):
     """Has no answer of its own: the operation that it names ends with FE00 (PS3.7 §9.3.2.3)."""
 
@@ -245,13 +255,13 @@ class CCancelRq(DimseMessage):
 # -- DIMSE-N (PS3.7 §10.3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class _NResponse(Response):
     affected_sop_instance_uid: str | None = None
     error_id: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NEventReportRq(Request):
     command_field = 0x0100
     affected_sop_class_uid: str
@@ -259,13 +269,13 @@ class NEventReportRq(Request):
     event_type_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NEventReportRsp(_NResponse):
     command_field = 0x8100
     event_type_id: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NGetRq(Request):
     command_field = 0x0110
     requested_sop_class_uid: str
@@ -273,12 +283,12 @@ class NGetRq(Request):
     attribute_identifier_list: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NGetRsp(_NResponse):
     command_field = 0x8110
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NSetRq(Request):
     command_field = 0x0120
     requested_sop_class_uid: str
@@ -286,12 +296,12 @@ class NSetRq(Request):
     has_dataset: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NSetRsp(_NResponse):
     command_field = 0x8120
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NActionRq(Request):
     command_field = 0x0130
     requested_sop_class_uid: str
@@ -299,13 +309,13 @@ class NActionRq(Request):
     action_type_id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NActionRsp(_NResponse):
     command_field = 0x8130
     action_type_id: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NCreateRq(Request):
     command_field = 0x0140
     affected_sop_class_uid: str
@@ -313,19 +323,19 @@ class NCreateRq(Request):
     has_dataset: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NCreateRsp(_NResponse):
     command_field = 0x8140
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NDeleteRq(Request):
     command_field = 0x0150
     requested_sop_class_uid: str
     requested_sop_instance_uid: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_message
 class NDeleteRsp(_NResponse):
     command_field = 0x8150
 
@@ -362,9 +372,9 @@ _RESPONSE_BIT: Final = 0x8000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _DecodingPlan:
     message: type[DimseMessage]
-    fields: tuple[tuple[str, str], ...]
-    """Keyword and field name of each element that the message knows."""
-    lenient: Mapping[str, Any]
+    fields: Mapping[str, str]
+    """Field name by keyword, of each element that the message knows."""
+    lenient: dict[str, Any]
     required: tuple[str, ...]
     """Keywords without which the message is broken."""
 
@@ -373,7 +383,7 @@ def _prepare(message: type[DimseMessage]) -> _DecodingPlan:
     """Gives the class its encoding plan and returns its decoding plan."""
     own = {field.name: field for field in fields(message) if field.name != "has_dataset"}
     sources = {_KEYWORDS[name]: name for name in own}
-    known = tuple(sources.items())
+    known = dict(sources)
     if "ErrorComment" in sources:
         sources["ErrorComment"] = "_short_comment"
     sources |= {"CommandField": "command_field", "CommandDataSetType": "_dataset_type"}
@@ -404,10 +414,10 @@ def decode_message(command: bytes) -> DimseMessage:
         plan = _PLANS[command_field]  # type: ignore[index]  # US is an int, by wire/command.py
     except KeyError as exc:
         raise _broken(values) from exc
-    arguments: dict[str, Any] = dict(plan.lenient)
-    for keyword, name in plan.fields:
-        if keyword in values:
-            arguments[name] = values[keyword]
+    names = plan.fields
+    arguments: dict[str, Any] = plan.lenient | {
+        names[keyword]: value for keyword, value in values.items() if keyword in names
+    }
     for keyword in plan.required:
         if keyword not in values:
             raise RemoteProtocolError(
@@ -438,7 +448,7 @@ def response_to(request: Request, status: int, error_comment: str = "") -> Respo
         "status": status,
         "error_comment": error_comment or None,
     }
-    known = {name for _, name in plan.fields}
+    known = set(plan.fields.values())
     for part in ("sop_class_uid", "sop_instance_uid"):
         uid = getattr(request, f"affected_{part}", "") or getattr(request, f"requested_{part}", "")
         if uid and f"affected_{part}" in known:

@@ -180,9 +180,10 @@ def _sync_directory(fd: int) -> None:
 
 
 class _Batch:
-    __slots__ = ("done", "error")
+    __slots__ = ("done", "error", "waiting")
 
     def __init__(self) -> None:
+        self.waiting = 0
         self.done = False
         self.error: OSError | None = None
 
@@ -199,6 +200,7 @@ class _SharedSync:
     def sync(self) -> None:
         with self._changed:
             batch = self._gathering
+            batch.waiting += 1
             while self._running and not batch.done:
                 self._changed.wait()
             leads = not batch.done

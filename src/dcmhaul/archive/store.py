@@ -21,6 +21,7 @@ from dcmhaul import uids
 from dcmhaul.archive.attributes import CAPTURED_TAGS
 from dcmhaul.archive.index import Description, Place, describe
 from dcmhaul.archive.text import TEXT_LENGTH_MAX
+from dcmhaul.errors import UnreadableInstance
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.part10 import HELD_SIZE_MAX, OpenFile
 from dcmhaul.objects.paths import Durability, Folder, TemporaryFile
@@ -30,7 +31,9 @@ from dcmhaul.wire.part10 import is_deflated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Intake", "Refused", "Store", "StoredInstance"]
+    from dcmhaul.archive.query import Selected
+
+__all__ = ["Intake", "OpenedInstance", "Refused", "Store", "StoredInstance", "check_uids"]
 
 FOLDER_FILES_MAX = 4096
 # Enough for the objects that can be between `publish` and the end of their commit.
@@ -131,19 +134,15 @@ def check_uids(description: Description, sop_class_uid: str, sop_instance_uid: s
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class StoredInstance:
-    """One instance that can be sent as it was received; an OutgoingInstance.
-
-    Its file is opened when `dataset` is first asked for: OSError where it is gone.
-    """
+class OpenedInstance:
+    """An instance of the store that can be sent as it was received; an OutgoingInstance."""
 
     path: str
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-    dataset_offset: int
+    dataset: memoryview | FileRange
     length: int
-    _dataset: memoryview | FileRange | None = None
     _file: OpenFile | None = None
 
     @property
@@ -151,30 +150,55 @@ class StoredInstance:
         """The path, for messages."""
         return self.path
 
-    @property
-    def dataset(self) -> memoryview | FileRange:
-        if self._dataset is None:
-            self._dataset = self._open()
-        return self._dataset
-
-    def _open(self) -> memoryview | FileRange:
-        file = OpenFile(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
-        if os.fstat(file.fd).st_size != self.dataset_offset + self.length:
-            raise OSError(5, "the object file has not the length that the index says")
-        if self.length > HELD_SIZE_MAX:
-            self._file = file
-            return FileRange(fd=file.fd, offset=self.dataset_offset, length=self.length, owner=file)
-        held = os.pread(file.fd, self.length, self.dataset_offset)
-        if len(held) != self.length:
-            raise OSError(5, "the object file became shorter")
-        return memoryview(held)
-
     def close(self) -> None:
-        """Lets go of the file; `dataset` opens it anew."""
-        self._dataset = None
+        """Closes the descriptor of a large file; what is held in memory stays."""
         if self._file is not None:
             self._file.close()
-            self._file = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInstance:
+    """An instance of the store, its file not opened yet."""
+
+    selected: Selected
+    path: str
+
+    @property
+    def sop_class_uid(self) -> str:
+        return self.selected.sop_class_uid
+
+    @property
+    def sop_instance_uid(self) -> str:
+        return self.selected.sop_instance_uid
+
+    def open(self) -> OpenedInstance:
+        """Opens the file; UnreadableInstance where it is gone or is not as the index says."""
+        known = self.selected
+        try:
+            file = OpenFile(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+            size = os.fstat(file.fd).st_size
+            held = known.length <= HELD_SIZE_MAX
+            data = os.pread(file.fd, known.length, known.dataset_offset) if held else b""
+        except OSError as exc:
+            raise UnreadableInstance(f"an object file cannot be read: {exc.strerror}") from exc
+        if size != known.dataset_offset + known.length or (held and len(data) != known.length):
+            raise UnreadableInstance("an object file has not the length that the index says")
+        dataset: memoryview | FileRange = memoryview(data)
+        if held:
+            file.close()
+        else:
+            dataset = FileRange(
+                fd=file.fd, offset=known.dataset_offset, length=known.length, owner=file
+            )
+        return OpenedInstance(
+            path=self.path,
+            sop_class_uid=known.sop_class_uid,
+            sop_instance_uid=known.sop_instance_uid,
+            transfer_syntax_uid=known.transfer_syntax_uid,
+            dataset=dataset,
+            length=known.length,
+            _file=None if held else file,
+        )
 
 
 class Store:
@@ -232,6 +256,9 @@ class Store:
 
     def path(self, place: Place) -> str:
         return os.path.join(self._objects.path, f"{place.folder:06}", place.name)
+
+    def instance(self, selected: Selected) -> StoredInstance:
+        return StoredInstance(selected, self.path(Place(selected.folder, selected.name)))
 
     def remove(self, place: Place) -> None:
         """Takes away a file that no row speaks of."""

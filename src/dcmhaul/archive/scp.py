@@ -1,0 +1,516 @@
+"""The embedded archive: keeps what is stored, finds it, gives it out.
+
+0000 is answered for a C-STORE only when the data, its name, the folder and the index row are
+durable. It speaks PS3.4 through the services; what a message means is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from dcmhaul.archive import index
+from dcmhaul.archive.identifier import InvalidIdentifier
+from dcmhaul.archive.index import KIND, METADATA, SCHEMA_VERSION, Added, Index, Object, Totals
+from dcmhaul.archive.query import FindQuery, Root, SelectQuery
+from dcmhaul.archive.recovery import RecoveryReport, recover
+from dcmhaul.archive.store import Intake, Refused, Store, StoredInstance, check_uids
+from dcmhaul.database import Database, DatabaseError, WriterStatistics, open_database
+from dcmhaul.errors import ConfigurationError, DcmhaulError, NotDicom
+from dcmhaul.net.types import FileRange
+from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
+from dcmhaul.objects.part10 import FileInstance, open_instance
+from dcmhaul.objects.paths import Durability
+from dcmhaul.protocol import statuses
+from dcmhaul.services.identifiers import EncodedIdentifier, QueryRefused
+from dcmhaul.services.query import FindScp, QueryModel
+from dcmhaul.services.retrieve import GetScp
+from dcmhaul.services.storage import StorageScp
+from dcmhaul.services.verification import VerificationScp
+from dcmhaul.uids import is_valid_uid
+from dcmhaul.wire.part10 import encode_file_meta
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from dcmhaul.archive.index import Description, Place
+    from dcmhaul.net.types import DatasetSlices
+    from dcmhaul.objects.paths import Folder, TemporaryFile
+    from dcmhaul.services.provider import Service
+
+__all__ = ["Archive", "ArchiveStatistics", "ImportSummary", "open_archive"]
+
+T = TypeVar("T")
+
+STORED = StoreReply(status=0x0000)
+INVALID_INSTANCE_UID = StoreReply(
+    status=0x0117, error_comment="SOP Instance UID is not 1-64 of 0-9 and ."
+)
+CONFLICT = StoreReply(
+    status=0xC001, error_comment="other bytes are held under this UID; kept aside"
+)
+
+# Objects on their way to the disk at once: the syncs of several share the journal's work.
+PUBLISHERS_MAX = 8
+# The first answers leave soon; then pages large enough that the trip to the thread costs little.
+FIRST_PAGE = 16
+PAGE = 256
+# Above this an identifier is read in a thread: it may be a list of 100 000 UIDs.
+THREAD_LENGTH = 16 * 1024
+IMPORTS_AT_ONCE = 8
+IMPORT_PIECE = 1 << 20
+
+ROOTS = {
+    QueryModel.PATIENT_ROOT: Root.PATIENT,
+    QueryModel.STUDY_ROOT: Root.STUDY,
+    QueryModel.PATIENT_STUDY_ONLY: Root.PATIENT_STUDY_ONLY,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveStatistics:
+    """What the archive holds, and what came since it was opened.
+
+    stored: new objects. duplicates: the same bytes again. conflicts: other bytes under a known UID.
+    refused: objects that were not stored.
+    """
+
+    holds: Totals
+    stored: int
+    duplicates: int
+    conflicts: int
+    refused: int
+    writer: WriterStatistics
+
+
+@dataclass(slots=True, kw_only=True)
+class ImportSummary:
+    """What became of imported files; skipped and failed: path and reason."""
+
+    stored: int
+    duplicates: int
+    conflicts: list[str]
+    skipped: list[tuple[str, str]]
+    failed: list[tuple[str, str]]
+
+
+class Archive:
+    """One open archive; `open_archive` makes it. Its services may serve many associations at
+    once."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: Store,
+        rows: Index,
+        ae_title: str,
+        durability: Durability,
+        strict: bool,
+    ) -> None:
+        self.ae_title = ae_title
+        self.durability = durability
+        self.recovery = RecoveryReport()
+        self._database = database
+        self._store = store
+        self._rows = rows
+        self._strict = strict
+        self._publishers = trio.CapacityLimiter(PUBLISHERS_MAX)
+        self._holds = Totals()
+        self._counts = dict.fromkeys(Added, 0)
+        self._refused = 0
+
+    def services(
+        self, *, extra_classes: Iterable[str] = (), matches_max: int | None = None
+    ) -> list[Service]:
+        """Verification, storage, query and retrieve, for `serve_services`.
+
+        extra_classes: SOP classes taken beside every Storage SOP class of PS3.6; whatever else is
+        up to the policy's `accept_any_storage`. matches_max: as FindScp has it.
+        """
+        extra = tuple(extra_classes)
+        models = tuple(ROOTS)
+        return [
+            VerificationScp(),
+            StorageScp(self.sink, extra_classes=extra),
+            FindScp(self.find, encoded=True, models=models, matches_max=matches_max),
+            GetScp(self.select, encoded=True, models=models, extra_classes=extra),
+        ]
+
+    def statistics(self) -> ArchiveStatistics:
+        return ArchiveStatistics(
+            holds=self._holds,
+            stored=self._counts[Added.STORED],
+            duplicates=self._counts[Added.SAME],
+            conflicts=self._counts[Added.CONFLICT] + self._counts[Added.CONFLICT_KNOWN],
+            refused=self._refused,
+            writer=self._database.writer.statistics(),
+        )
+
+    # -- storing --------------------------------------------------------------------------------
+
+    def sink(self, incoming: IncomingInstance) -> ArchiveSink:
+        """Where one dataset goes; a SinkFactory. StoreRefused where none can be taken."""
+        if not is_valid_uid(incoming.sop_instance_uid):
+            self._refused += 1
+            raise StoreRefused(INVALID_INSTANCE_UID)
+        try:
+            return ArchiveSink(self, incoming, self._store.create())
+        except OSError as exc:
+            self._refused += 1
+            raise StoreRefused(_out_of_resources(exc)) from exc
+
+    async def import_files(
+        self, paths: Iterable[str | os.PathLike[str]], *, source_ae_title: str = ""
+    ) -> ImportSummary:
+        """Stores local Part-10 files as if they had been received; one failure stops nothing."""
+        summary = ImportSummary(stored=0, duplicates=0, conflicts=[], skipped=[], failed=[])
+        waiting = iter(paths)
+        async with trio.open_nursery() as nursery:
+            for _ in range(IMPORTS_AT_ONCE):
+                nursery.start_soon(self._import_all, waiting, source_ae_title, summary)
+        return summary
+
+    async def _import_all(
+        self,
+        waiting: Iterable[str | os.PathLike[str]],
+        source_ae_title: str,
+        summary: ImportSummary,
+    ) -> None:
+        for path in waiting:
+            text = os.fspath(path)
+            try:
+                reply, added = await self._import_one(text, source_ae_title)
+            except NotDicom as exc:
+                summary.skipped.append((text, str(exc)))
+            except StoreRefused as exc:
+                summary.failed.append((text, exc.reply.error_comment))
+            except (DcmhaulError, OSError) as exc:
+                summary.failed.append((text, str(exc)))
+            else:
+                if added is Added.STORED:
+                    summary.stored += 1
+                elif added is Added.SAME:
+                    summary.duplicates += 1
+                elif added is None:
+                    summary.failed.append((text, reply.error_comment))
+                else:
+                    summary.conflicts.append(text)
+
+    async def _import_one(self, path: str, source_ae_title: str) -> tuple[StoreReply, Added | None]:
+        instance = await trio.to_thread.run_sync(open_instance, path)
+        sink = None
+        try:
+            sink = self.sink(
+                IncomingInstance(
+                    sop_class_uid=instance.sop_class_uid,
+                    sop_instance_uid=instance.sop_instance_uid,
+                    transfer_syntax_uid=instance.transfer_syntax_uid,
+                    calling_ae_title=source_ae_title,
+                    called_ae_title=self.ae_title,
+                    peer="",
+                )
+            )
+            offset = 0
+            while offset < instance.length:
+                piece = await trio.to_thread.run_sync(_piece, instance, offset)
+                await sink.write(piece)
+                offset += piece.data_length
+            return await sink.commit(), sink.added
+        finally:
+            if sink is not None:
+                sink.discard()
+            instance.close()
+
+    def publish(
+        self, incoming: IncomingInstance, intake: Intake, file: TemporaryFile, length: int
+    ) -> tuple[Object, Folder]:
+        """Checks the whole object and names its file; blocks. Refused, or OSError."""
+        digest, description = intake.finish()
+        check_uids(description, incoming.sop_class_uid, incoming.sop_instance_uid)
+        place, folder = self._store.publish(file)
+        return _object(incoming, description, digest, place, length), folder
+
+    async def keep(
+        self, incoming: IncomingInstance, intake: Intake, file: TemporaryFile, length: int
+    ) -> tuple[StoreReply, Added | None]:
+        """Makes a received dataset durable, by the order of the module's docstring, and counts
+        it."""
+        added = None
+        # Once the file has a name it is to get its row: a cancellation waits for that, not longer.
+        with trio.CancelScope(shield=True):
+            try:
+                obj, folder = await trio.to_thread.run_sync(
+                    self.publish, incoming, intake, file, length, limiter=self._publishers
+                )
+                after = () if self.durability is Durability.NONE else (folder.sync,)
+                added, gained = await self._database.submit(partial(self._add, obj), after=after)
+                if added in (Added.SAME, Added.CONFLICT_KNOWN):
+                    self._store.remove(obj.place)
+            except Refused as refused:
+                reply = StoreReply(status=refused.status, error_comment=refused.comment)
+            except (OSError, DatabaseError) as exc:
+                # A name without a row stays for the next start: a COMMIT that failed may yet be
+                # found.
+                reply = _out_of_resources(exc)
+            else:
+                self._counts[added] += 1
+                self._holds = _sum(self._holds, gained)
+                return (STORED if added in (Added.STORED, Added.SAME) else CONFLICT), added
+        self._refused += 1
+        return reply, None
+
+    def count_refused(self) -> None:
+        self._refused += 1
+
+    def _add(self, obj: Object, connection: Connection) -> tuple[Added, Totals]:
+        return self._rows.add(connection, obj)
+
+    # -- finding and giving out -----------------------------------------------------------------
+
+    async def find(
+        self, model: QueryModel, identifier: EncodedIdentifier, _calling_ae_title: str
+    ) -> AsyncGenerator[bytes, None]:
+        """The encoded matches of a C-FIND, as they are found; an EncodedAnswer."""
+        query = await _refusing(
+            identifier,
+            partial(
+                FindQuery,
+                identifier.data,
+                ROOTS[model],
+                transfer_syntax_uid=identifier.transfer_syntax,
+                ae_title=self.ae_title,
+                strict=self._strict,
+            ),
+        )
+        pks = await self._database.read(query.pks)
+        start, size = 0, FIRST_PAGE
+        while start < len(pks):
+            part = pks[start : start + size]
+            for match in await self._database.read(partial(_page, query, part)):
+                yield match
+            start, size = start + size, PAGE
+
+    async def select(
+        self, model: QueryModel, identifier: EncodedIdentifier, _calling_ae_title: str
+    ) -> Sequence[StoredInstance]:
+        """The instances of a retrieve; an EncodedSelection."""
+        query = await _refusing(
+            identifier,
+            partial(
+                SelectQuery,
+                identifier.data,
+                ROOTS[model],
+                transfer_syntax_uid=identifier.transfer_syntax,
+                strict=self._strict,
+            ),
+        )
+        return [self._store.instance(found) for found in await self._database.read(query.run)]
+
+    async def _start(self) -> None:
+        self.recovery = await recover(self._database, self._store, self._rows)
+        self._holds = await self._database.read(index.totals)
+
+
+class ArchiveSink:
+    """Takes one dataset into a nameless file; a StorageSink."""
+
+    def __init__(self, archive: Archive, incoming: IncomingInstance, file: TemporaryFile) -> None:
+        self.added: Added | None = None
+        self._archive = archive
+        self._incoming = incoming
+        self._file: TemporaryFile | None = file
+        self._intake = Intake(incoming.transfer_syntax_uid)
+        self._reply: StoreReply | None = None
+        self._length = 0
+        meta = _meta(incoming)
+        self._offset = len(meta)
+        try:
+            os.pwrite(file.fd, meta, 0)
+        except OSError as exc:
+            self._fail(_out_of_resources(exc))
+
+    async def write(self, data: DatasetSlices) -> None:
+        """Digest, header walk and disk for the next bytes; after a failure the rest is let go."""
+        if self._file is None:
+            return
+        try:
+            data.update(self._intake.feed)
+            data.pwrite(self._file.fd, self._offset + self._length)
+            self._length += data.data_length
+        except Refused as refused:
+            self._fail(StoreReply(status=refused.status, error_comment=refused.comment))
+        except OSError as exc:
+            self._fail(_out_of_resources(exc))
+
+    async def commit(self) -> StoreReply:
+        """Answers only when the object is durable, or will not be."""
+        file, self._file = self._file, None
+        if file is None:
+            self._archive.count_refused()
+            assert self._reply is not None
+            return self._reply
+        try:
+            reply, self.added = await self._archive.keep(
+                self._incoming, self._intake, file, self._length
+            )
+            return reply
+        finally:
+            file.close()
+
+    def discard(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _fail(self, reply: StoreReply) -> None:
+        self._reply = reply
+        self.discard()
+
+
+class _Bytes:
+    """Bytes of a local file as DatasetSlices."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    @property
+    def data_length(self) -> int:
+        return len(self._data)
+
+    def copy_data(self) -> bytes:
+        return bytes(self._data)
+
+    def update(self, consume: Callable[[memoryview], object]) -> None:
+        consume(self._data)
+
+    def pwrite(self, fd: int, offset: int) -> int:
+        done = 0
+        while done < len(self._data):
+            done += os.pwrite(fd, self._data[done:], offset + done)
+        return done
+
+
+@contextlib.asynccontextmanager
+async def open_archive(
+    directory: str | os.PathLike[str],
+    *,
+    ae_title: str = "DCMHAUL",
+    database_url: str | None = None,
+    durability: Durability = Durability.BATCH,
+    strict: bool = False,
+) -> AsyncIterator[Archive]:
+    """Opens the archive in `directory`, which is made if missing, and recovers from a kill.
+
+    database_url: where the index is; by default `index.db` in the folder. strict: queries must name
+    level and unique keys. ConfigurationError where another process has it open, or it cannot be
+    used.
+    """
+    root = Path(directory)
+    try:
+        await trio.to_thread.run_sync(partial(os.makedirs, root, mode=0o700, exist_ok=True))
+    except OSError as exc:
+        raise ConfigurationError(f"cannot make the folder {root}: {exc.strerror}") from exc
+    url = database_url or f"sqlite:///{root / 'index.db'}"
+    async with open_database(
+        url,
+        METADATA,
+        SCHEMA_VERSION,
+        kind=KIND,
+        synchronous=durability is not Durability.NONE,
+        **({"batch_jobs": 1} if durability is Durability.EACH else {}),
+    ) as database:
+        try:
+            store = await trio.to_thread.run_sync(Store, root, durability)
+        except OSError as exc:
+            raise ConfigurationError(f"cannot use the folder {root}: {exc.strerror}") from exc
+        try:
+            archive = Archive(
+                database=database,
+                store=store,
+                rows=Index(database),
+                ae_title=ae_title,
+                durability=durability,
+                strict=strict,
+            )
+            await archive._start()
+            yield archive
+        finally:
+            store.close()
+
+
+def _meta(incoming: IncomingInstance) -> bytes:
+    return encode_file_meta(
+        incoming.sop_class_uid,
+        incoming.sop_instance_uid,
+        incoming.transfer_syntax_uid,
+        incoming.calling_ae_title,
+    )
+
+
+def _object(
+    incoming: IncomingInstance, description: Description, digest: bytes, place: Place, length: int
+) -> Object:
+    return Object(
+        description=description,
+        sop_class_uid=incoming.sop_class_uid,
+        sop_instance_uid=incoming.sop_instance_uid,
+        transfer_syntax_uid=incoming.transfer_syntax_uid,
+        place=place,
+        dataset_offset=len(_meta(incoming)),
+        length=length,
+        sha256=digest,
+        received=index.now(),
+        source_ae_title=incoming.calling_ae_title,
+    )
+
+
+def _out_of_resources(exc: Exception) -> StoreReply:
+    """A700 with the system's reason: the peer may try again later."""
+    reason = (
+        exc.strerror if isinstance(exc, OSError) and exc.strerror else "the index cannot be written"
+    )
+    return StoreReply(status=0xA700, error_comment=f"cannot store: {reason}"[:64])
+
+
+def _sum(a: Totals, b: Totals) -> Totals:
+    return Totals(
+        patients=a.patients + b.patients,
+        studies=a.studies + b.studies,
+        series=a.series + b.series,
+        instances=a.instances + b.instances,
+        bytes=a.bytes + b.bytes,
+        conflicts=a.conflicts + b.conflicts,
+    )
+
+
+def _piece(instance: FileInstance, offset: int) -> _Bytes:
+    dataset = instance.dataset
+    if not isinstance(dataset, FileRange):
+        return _Bytes(dataset[offset : offset + IMPORT_PIECE])
+    size = min(IMPORT_PIECE, dataset.length - offset)
+    data = os.pread(dataset.fd, size, dataset.offset + offset)
+    if not data:
+        raise OSError(5, "the file became shorter while it was read")
+    return _Bytes(memoryview(data))
+
+
+def _page(query: FindQuery, pks: Sequence[int], connection: Connection) -> list[bytes]:
+    return query.page(connection, pks)
+
+
+async def _refusing(identifier: EncodedIdentifier, make: Callable[[], T]) -> T:
+    try:
+        if len(identifier.data) > THREAD_LENGTH:
+            return await trio.to_thread.run_sync(make)
+        return make()
+    except InvalidIdentifier as exc:
+        raise QueryRefused(statuses.DATASET_MISMATCH, str(exc)[:64]) from exc

@@ -167,10 +167,6 @@ class Target:
         async with stream:
             yield Peer(stream)
 
-    def remember(self) -> None:
-        """What was built for the attack does not count."""
-        self.before = Resources.now()
-
     async def assert_unharmed(self) -> None:
         """Nothing of the attack remains, and the association beside it still works."""
         with trio.fail_after(PATIENCE_SECONDS):

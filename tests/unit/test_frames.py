@@ -237,6 +237,14 @@ def test_calls_out_of_order_are_our_own_bugs() -> None:
         r.next()
 
 
+@pytest.mark.parametrize("octets", [pdu(7, b""), pdu(7, b"123"), b"\7\0\xff\xff\xff\xff"])
+def test_an_abort_of_any_length_is_an_abort_at_once(octets: bytes) -> None:
+    r = reader()
+    r.feed(octets)
+    assert r.next() == PDU
+    assert (r.pdu_type, r.pdu_body) == (7, b"")
+
+
 COMMAND_1 = p_data(pdv(b"command!", command=True, last=True))
 OPEN_COMMAND = p_data(pdv(b"command!", command=True))
 
@@ -246,7 +254,6 @@ FAULTS = {
     "type zero": (pdu(0, b""), (2, 1)),
     "release of length 5": (pdu(5, b"12345"), (2, 6)),
     "release-rp of length 0": (pdu(6, b""), (2, 6)),
-    "abort of length 3": (pdu(7, b"123"), (2, 6)),
     "reject of length 8": (pdu(3, b"12345678"), (2, 6)),
     "request of 4 GiB": (b"\1\0\xff\xff\xff\xff", (2, 6)),
     "accept over 1 MiB": (b"\2\0\0\x10\0\1", (2, 6)),

@@ -312,6 +312,9 @@ cdef class PduReader:
         if pdu_type == 1 or pdu_type == 2:
             if length > ASSOCIATE_LENGTH_MAX:
                 return FAULT_ASSOCIATE_LENGTH
+        elif pdu_type == 7:
+            if length != 4:
+                length = 0          # an A-ABORT all the same: it is taken at once, its body is not read
         elif pdu_type >= 1 and pdu_type <= 7:
             if length != 4:
                 return FAULT_FIXED_LENGTH

@@ -31,6 +31,7 @@ from dcmhaul.protocol.events import (
 )
 from dcmhaul.protocol.states import State
 from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA
+from dcmhaul.wire.pdu import PDU_HEADER_SIZE, AAbort, PduType
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -455,11 +456,11 @@ class Association:
             if not output and self._upper.abortable and not self._ended:
                 self._upper.abort()
                 output = self._upper.take_output()
-                self.observer.association_aborted(self.role, "local", 0, 0)
             self._ended = True
             if output:
                 self._queue.cut()
                 for pdu in output:
+                    self._count_abort(pdu)
                     self._queue.add_bytes(pdu)
                 with trio.move_on_after(ABORT_SECONDS):
                     try:
@@ -467,6 +468,12 @@ class Association:
                     except (TransportError, EOFError):
                         pass  # the peer is gone, or the broken PDU cannot be completed: closing says it
             await self.close(ABORT_SECONDS)
+
+    def _count_abort(self, pdu: bytes) -> None:
+        """Here and nowhere else, so that an A-ABORT of ours is counted once, whatever led to it."""
+        if pdu[0] == PduType.A_ABORT:
+            abort = AAbort.decode(pdu[PDU_HEADER_SIZE:])
+            self.observer.association_aborted(self.role, "local", abort.source, abort.reason)
 
     async def close(self, drain_seconds: float) -> None:
         """Closes the socket, in an order that does not destroy what the peer has yet to read."""

@@ -182,9 +182,8 @@ class _Server:
         self.observer.association_opened(Role.ACCEPTOR, peer, association.stats)
         try:
             await self.handler(association)
-        except (RemoteProtocolError, LocalProtocolError) as exc:
-            source, reason = getattr(exc, "source", 0), getattr(exc, "reason", 0)
-            self.observer.association_aborted(Role.ACCEPTOR, "local", source, reason)
+        except (RemoteProtocolError, LocalProtocolError):
+            pass  # the abort below says it to the peer, and counts it
         except (TransportError, AssociationAborted):
             pass  # counted where it was met; nobody is left to tell
         finally:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from dcmhaul.errors import PeerTimeout, RemoteProtocolError
+from dcmhaul.errors import DcmhaulError, PeerTimeout, RemoteProtocolError
 from dcmhaul.protocol.dimse import CCancelRq, DimseMessage, Request, response_to
 from dcmhaul.protocol.negotiation import AcceptorPolicy, SupportedContext
+from dcmhaul.protocol.statuses import DUPLICATE_INVOCATION, UNRECOGNIZED_OPERATION
 
 if TYPE_CHECKING:
     from dcmhaul.net import Association, Incoming
 
 __all__ = ["Completion", "Service", "acceptor_policy", "serve_services"]
-
-UNRECOGNIZED_OPERATION: Final = 0x0211  # PS3.7 §C.5.26
 
 Completion = Callable[[], Awaitable[None]]
 """What is left to do for a request once its dataset was read: make it durable, answer it."""
@@ -49,26 +48,46 @@ def acceptor_policy(services: Iterable[Service], **fields: Any) -> AcceptorPolic
     return AcceptorPolicy(supported=supported, **fields)
 
 
+_Routes = Mapping[tuple[type[DimseMessage], str], Service]
+
+
 async def serve_services(association: Association, services: Iterable[Service]) -> None:
     """Serves one association until the peer releases it; idle for too long, we release it.
 
     Requests are read one after another. Where more than one may be outstanding, their completions run
     at the same time, never more than the window that was granted: the rest is not read (PS3.7 §D.3.3.3).
     """
-    handlers = {kind: service for service in services for kind in service.handles()}
+    routes = _routes(association, list(services))
     window = association.agreement.window_performed
     if window <= 1:
-        await _serve(association, handlers, None, None)
+        await _serve(association, routes, None)
         return
-    async with trio.open_nursery() as nursery:
-        await _serve(association, handlers, nursery, trio.Semaphore(window))
+    try:
+        async with trio.open_nursery() as nursery:
+            await _serve(association, routes, _Outstanding(association, nursery, window))
+    except BaseExceptionGroup as group:
+        raise _sole(group) from group
+
+
+def _routes(association: Association, services: list[Service]) -> _Routes:
+    """Who answers which request on which abstract syntax (PS3.4: a class has its own operations).
+
+    Where no service names the class (one that was accepted as some storage class), the kind of the
+    request decides alone, and the service looks at the class itself.
+    """
+    routes: dict[tuple[type[DimseMessage], str], Service] = {}
+    offers = [(service, service.contexts(), service.handles()) for service in services]
+    for abstract_syntax in {c.abstract_syntax for c in association.agreement.accepted.values()}:
+        named = any(abstract_syntax in contexts for _, contexts, _ in offers)
+        for service, contexts, kinds in offers:
+            for kind in kinds:
+                if abstract_syntax in contexts or not named:
+                    routes[kind, abstract_syntax] = service
+    return routes
 
 
 async def _serve(
-    association: Association,
-    handlers: Mapping[type[DimseMessage], Service],
-    nursery: trio.Nursery | None,
-    slots: trio.Semaphore | None,
+    association: Association, routes: _Routes, outstanding: _Outstanding | None
 ) -> None:
     idle = association.timeouts.idle
     while True:
@@ -81,31 +100,49 @@ async def _serve(
             return
         if incoming is None:
             return
-        handler = handlers.get(type(incoming.message))
+        context, message = incoming
+        handler = routes.get((type(message), context.abstract_syntax))
         if handler is None:
-            await _refuse(association, incoming)
-            continue
-        completion = await handler.handle(association, incoming)
-        if completion is None:
-            continue
-        if nursery is None or slots is None:
+            await _refuse(association, incoming, UNRECOGNIZED_OPERATION)
+        elif outstanding is None:
+            completion = await handler.handle(association, incoming)
+            if completion is not None:
+                await completion()
+        elif isinstance(message, Request) and message.message_id in outstanding.message_ids:
+            await _refuse(association, incoming, DUPLICATE_INVOCATION)
+        else:
+            completion = await handler.handle(association, incoming)
+            if completion is not None:
+                assert isinstance(message, Request)  # nothing else is left to be answered
+                await outstanding.start(message.message_id, completion)
+
+
+class _Outstanding:
+    """The requests of one association that were read and are not answered yet."""
+
+    def __init__(self, association: Association, nursery: trio.Nursery, window: int) -> None:
+        self.message_ids: set[int] = set()
+        self._association = association
+        self._nursery = nursery
+        self._slots = trio.Semaphore(window)
+
+    async def start(self, message_id: int, completion: Completion) -> None:
+        """Waits for a free slot, and then no longer."""
+        self.message_ids.add(message_id)
+        await self._slots.acquire()
+        self._nursery.start_soon(self._complete, message_id, completion)
+
+    async def _complete(self, message_id: int, completion: Completion) -> None:
+        try:
             await completion()
-            continue
-        await slots.acquire()
-        nursery.start_soon(_complete, association, completion, slots)
+            # The answer is queued: from the moment it leaves the peer may use the ID again.
+            self.message_ids.discard(message_id)
+            await self._association.flush()
+        finally:
+            self._slots.release()
 
 
-async def _complete(
-    association: Association, completion: Completion, slots: trio.Semaphore
-) -> None:
-    try:
-        await completion()
-        await association.flush()
-    finally:
-        slots.release()
-
-
-async def _refuse(association: Association, incoming: Incoming) -> None:
+async def _refuse(association: Association, incoming: Incoming, status: int) -> None:
     context, message = incoming
     if message.has_dataset:
         await association.read_dataset(None)
@@ -115,4 +152,22 @@ async def _refuse(association: Association, incoming: Incoming) -> None:
         raise RemoteProtocolError(
             f"{type(message).__name__} to no request of ours (PS3.7 §6.3)", source=0, reason=0
         )
-    association.queue(context.context_id, response_to(message, UNRECOGNIZED_OPERATION))
+    association.queue(context.context_id, response_to(message, status))
+
+
+def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that ended an association; the group itself if there is any other in it.
+
+    The reading task and the completions all fail when the connection goes, and mean the same.
+    """
+    ended, other = group.split((DcmhaulError, trio.Cancelled))
+    if ended is None or other is not None:
+        return group
+    errors: list[BaseException] = [ended]
+    while errors:
+        error = errors.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            errors[:0] = error.exceptions
+        elif isinstance(error, DcmhaulError):
+            return error
+    return group

@@ -9,6 +9,7 @@ from dcmhaul import uids
 from dcmhaul.errors import AssociationAborted, NoAcceptedContext, RemoteProtocolError
 from dcmhaul.protocol.dimse import CEchoRq, CEchoRsp, DimseMessage, response_to
 from dcmhaul.protocol.negotiation import SupportedContext
+from dcmhaul.protocol.statuses import UNRECOGNIZED_OPERATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +39,12 @@ class VerificationScp:
         assert isinstance(request, CEchoRq)  # the provider dispatches by type
         if request.has_dataset:
             await association.read_dataset(None)
-        association.queue(incoming.context.context_id, response_to(request, 0x0000))
-        association.observer.operation("C-ECHO", "in", 0x0000, 0.0, 0)
+        context = incoming.context
+        status = UNRECOGNIZED_OPERATION
+        if context.abstract_syntax == uids.VERIFICATION:
+            status = 0x0000
+        association.queue(context.context_id, response_to(request, status))
+        association.observer.operation("C-ECHO", "in", status, 0.0, 0)
 
 
 async def echo(association: Association) -> int:

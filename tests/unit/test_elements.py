@@ -14,10 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydicom.dataelem import RawDataElement
 
-from dcmhaul.wire._elements import ElementFault, ElementWalker
+from dcmhaul.wire._elements import ElementFault, ElementWalker, probe
+from dcmhaul.wire.part10 import actual_syntax, clean_uid, parse_file_meta
 from tests.datasets import (
     BIG_ENDIAN,
     DEFLATED,
+    FILES,
     ITEM,
     ITEM_END,
     SEQUENCE_END,
@@ -484,3 +486,44 @@ def test_mutated_datasets_give_the_same_result_or_fault_in_any_split(
         data[position % len(data)] = value
     options: dict[str, Any] = {"capture": CAPTURE, "record": True}
     assert outcome(bytes(data), sorted(cuts), **options) == outcome(bytes(data), [], **options)
+
+
+def test_probe_agrees_with_the_long_way_on_every_file() -> None:
+    """Where the one pass says anything, it says what group 0002 and the walk say."""
+    said = 0
+    for file in real_files():
+        data = file.path.read_bytes()
+        found = probe(data)
+        if found is None:
+            continue
+        said += 1
+        syntax, explicit, offset, sop_class, sop_instance, study, series = found
+        meta = parse_file_meta(data)
+        assert meta.dataset_offset == offset
+        assert meta.transfer_syntax_uid == actual_syntax(syntax, explicit)
+        walker = ElementWalker(capture=[0x00080016, 0x00080018, 0x0020000D, 0x0020000E])
+        walker.feed(data[offset:])
+        walker.finish()
+        assert [clean_uid(walker.captured[tag]) for tag in sorted(walker.captured)] == [
+            sop_class,
+            sop_instance,
+            study,
+            series,
+        ]
+    assert said > 80
+
+
+def test_probe_says_nothing_of_a_truncated_file() -> None:
+    data = (FILES / "CT_small.dcm").read_bytes()
+    assert probe(data) is not None
+    for length in range(0, len(data), 7):
+        cut = probe(data[:length])
+        # A cut between two elements leaves a shorter dataset, which is whole.
+        if cut is not None:
+            walk(data[cut[2] : length]).finish()
+
+
+@given(st.binary(max_size=300))
+def test_probe_takes_any_bytes(data: bytes) -> None:
+    for head in (b"", bytes(128) + b"DICM", bytes(128) + b"DICM\2\0\0\0UL\4\0\0\0\0\0"):
+        probe(head + data)

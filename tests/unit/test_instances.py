@@ -320,10 +320,15 @@ def test_what_cannot_be_opened_has_failed(tmp_path: Path, monkeypatch: pytest.Mo
 def test_files_that_are_not_in_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cold(*_arguments: object) -> int:
-        raise BlockingIOError
+    preadv = os.preadv
+
+    def cold(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        if flags:
+            raise BlockingIOError
+        return preadv(fd, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", cold)
+    monkeypatch.setattr(module, "_always_warm", set())
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_bytes(part10(plain_dataset()))
     large.write_bytes(part10(big_dataset()))
@@ -344,14 +349,24 @@ def test_files_that_are_not_in_the_page_cache(
 def test_file_systems_without_nowait_count_as_warm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unsupported(*_arguments: object) -> int:
-        raise OSError(95, "Operation not supported")
+    preadv = os.preadv
+    asked = []
+
+    def unsupported(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        if flags:
+            asked.append(fd)
+            raise OSError(95, "Operation not supported")
+        return preadv(fd, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", unsupported)
+    monkeypatch.setattr(module, "_always_warm", set())
     path = tmp_path / "large"
     path.write_bytes(part10(big_dataset()))
     dataset = open_instance(path, nowait=True).dataset
     assert isinstance(dataset, FileRange)
     assert not dataset.cold
+    times = len(asked)
+    open_instance(path, nowait=True)
+    assert len(asked) == times  # that nothing there is ever cold is known by now
     monkeypatch.setattr(module, "_NOWAIT", None)
     assert open_instance(path, nowait=True).length == len(big_dataset())

@@ -11,7 +11,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from dcmhaul.wire.byteorder cimport load_be32
 
@@ -423,3 +423,111 @@ cdef class ElementWalker:
             if step != STEP_ELEMENT:
                 self.fail(step)
             self.begin_element()
+
+
+# What `probe` looks for, ascending: in group 0002 the class, the instance and the syntax; in the dataset
+# the class, the instance, the study and the series; a directory record tells a DICOMDIR.
+cdef uint32_t[3] META_TAGS = [0x00020002, 0x00020003, 0x00020010]
+cdef uint32_t[5] DATASET_TAGS = [0x00041220, 0x00080016, 0x00080018, 0x0020000D, 0x0020000E]
+
+
+cdef struct Found:
+    const uint8_t* value
+    Py_ssize_t length
+
+
+cdef bint collect(Walk* walk, const uint8_t* data, Py_ssize_t length, Found* found) noexcept nogil:
+    """Walks all of `data`, or up to a stop; False where anything is not as it should be."""
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t used = 0
+    cdef int i
+    cdef int step
+    while True:
+        step = advance(walk, data + at, length - at, &used)
+        at += used
+        if step == STEP_STOPPED:
+            return True
+        if step == STEP_NEED_MORE:
+            return walk.remaining == 0 and walk.held_length == 0 and walk.top == 0
+        if step != STEP_ELEMENT or walk.remaining > length - at:
+            return False
+        for i in range(walk.wanted_count):
+            if walk.wanted[i] == walk.tag and found[i].value == NULL:
+                found[i].value = data + at
+                found[i].length = <Py_ssize_t>walk.remaining
+
+
+cdef bint is_uid(Found* found) noexcept nogil:
+    """Strips the padding; True for 1 to 64 digits and dots (PS3.5 §9.1)."""
+    cdef Py_ssize_t i
+    cdef uint8_t c
+    if found.value == NULL:
+        return False
+    while found.length > 0 and found.value[found.length - 1] in (0, 32):
+        found.length -= 1
+    if found.length < 1 or found.length > 64:
+        return False
+    for i in range(found.length):
+        c = found.value[i]
+        if not (48 <= c <= 57 or c == 46):
+            return False
+    return True
+
+
+cdef str text(Found* found):
+    return found.value[:found.length].decode("ascii")
+
+
+def probe(data):
+    """What a regular Part-10 file in memory says, in one pass; None for every other.
+
+    Returns (transfer syntax as named, explicit, dataset offset, SOP class, SOP instance, study, series):
+    four valid UIDs of a dataset that is whole to its last element. Deflated and big-endian files, and
+    all that is in any way odd, are left to the walker and its messages.
+    """
+    cdef Py_buffer view
+    cdef Walk walk
+    cdef Found meta[3]
+    cdef Found dataset[5]
+    cdef const uint8_t* p
+    cdef Py_ssize_t offset
+    cdef int i
+    cdef bint regular
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        p = <const uint8_t*>view.buf
+        if view.len < 140 or memcmp(p + 128, b"DICM", 4) != 0:
+            return None
+        memset(&walk, 0, sizeof(Walk))
+        memset(meta, 0, sizeof(meta))
+        memset(dataset, 0, sizeof(dataset))
+        walk.levels[0].form = FORM_EXPLICIT
+        walk.depth_max = DEPTH_MAX
+        walk.stop_below = 0x00020000
+        walk.stop_above = 0x0002FFFF
+        walk.wanted = META_TAGS
+        walk.wanted_count = 3
+        if not collect(&walk, p + 132, view.len - 132, meta) or walk.position == 0:
+            return None
+        offset = 132 + <Py_ssize_t>walk.position
+        if offset >= view.len or not is_uid(&meta[2]):
+            return None
+        memset(&walk, 0, sizeof(Walk))
+        walk.levels[0].form = FORM_DETECT
+        walk.depth_max = DEPTH_MAX
+        walk.stop_above = 0xFFFFFFFFU
+        walk.wanted = DATASET_TAGS
+        walk.wanted_count = 5
+        regular = collect(&walk, p + offset, view.len - offset, dataset)
+        if not regular or dataset[0].value != NULL:
+            return None
+        for i in range(1, 5):
+            if not is_uid(&dataset[i]):
+                return None
+        syntax = text(&meta[2])
+        if syntax == "1.2.840.10008.1.2.1.99" or syntax == "1.2.840.10008.1.2.2":
+            return None
+        return (syntax, walk.levels[0].form == FORM_EXPLICIT, offset, text(&dataset[1]),
+                text(&dataset[2]), text(&dataset[3]), text(&dataset[4]))
+    finally:
+        PyBuffer_Release(&view)

@@ -13,8 +13,14 @@ from dataclasses import dataclass, field
 from dcmhaul.errors import NotDicom, UnreadableInstance
 from dcmhaul.net.types import FileRange
 from dcmhaul.uids import EXPLICIT_VR_BIG_ENDIAN, MEDIA_STORAGE_DIRECTORY, is_valid_uid
-from dcmhaul.wire._elements import ElementFault, ElementWalker
-from dcmhaul.wire.part10 import FileMeta, clean_uid, is_deflated, parse_file_meta
+from dcmhaul.wire._elements import ElementFault, ElementWalker, probe
+from dcmhaul.wire.part10 import (
+    FileMeta,
+    actual_syntax,
+    clean_uid,
+    is_deflated,
+    parse_file_meta,
+)
 
 __all__ = ["HELD_SIZE_MAX", "FileInstance", "OpenFile", "open_instance"]
 
@@ -58,6 +64,10 @@ class OpenFile:
         self.close()
 
 
+# Devices whose file systems know no RWF_NOWAIT (tmpfs): what they hold is always warm.
+_always_warm: set[int] = set()
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class FileInstance:
     """One file that was found sendable; an OutgoingInstance.
@@ -87,33 +97,33 @@ class FileInstance:
             self._file.close()
 
 
-def _read_start(fd: int, length: int, nowait: bool) -> tuple[bytearray, bool]:
+def _read_start(fd: int, device: int, length: int, nowait: bool) -> tuple[bytearray, bool]:
     """The first `length` bytes, and whether they had to come from the disk."""
     buffer = bytearray(length)
     got = 0
     cold = False
-    if _NOWAIT is not None:
+    if _NOWAIT is not None and device not in _always_warm:
         try:
             got = os.preadv(fd, [buffer], 0, _NOWAIT)
             cold = got < length
         except BlockingIOError:
             cold = True
         except OSError:
-            pass  # file systems without RWF_NOWAIT (tmpfs) count as warm
+            _always_warm.add(device)
         if cold and nowait:
             raise BlockingIOError
-    while got < length:
-        piece = os.pread(fd, length - got, got)
-        if not piece:
-            raise UnreadableInstance("the file became shorter while it was read")
-        buffer[got : got + len(piece)] = piece
-        got += len(piece)
+    with memoryview(buffer) as view:
+        while got < length:
+            read = os.preadv(fd, [view[got:]], got)
+            if not read:
+                raise UnreadableInstance("the file became shorter while it was read")
+            got += read
     return buffer, cold
 
 
-def _is_cold(fd: int, offset: int, length: int) -> bool:
+def _is_cold(fd: int, device: int, offset: int, length: int) -> bool:
     """Whether the middle or the end of a range would have to be read from the disk."""
-    if _NOWAIT is None:
+    if _NOWAIT is None or device in _always_warm:
         return False
     byte = bytearray(1)
     try:
@@ -122,7 +132,7 @@ def _is_cold(fd: int, offset: int, length: int) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        _always_warm.add(device)
     return False
 
 
@@ -168,7 +178,7 @@ def _walk_deflated(walker: ElementWalker, compressed: bytes | memoryview, whole:
         raise UnreadableInstance("truncated: the deflate stream has no end")
 
 
-def _parse_meta(fd: int, head: bytearray, size: int) -> tuple[FileMeta, bytearray]:
+def _parse_meta(fd: int, device: int, head: bytearray, size: int) -> tuple[FileMeta, bytearray]:
     """Group 0002, and the bytes from which it was read: more of them where it is very long."""
     if len(head) == size:
         return parse_file_meta(head), head
@@ -178,7 +188,7 @@ def _parse_meta(fd: int, head: bytearray, size: int) -> tuple[FileMeta, bytearra
             return meta, head
     except UnreadableInstance:
         pass  # it may only go on beyond these bytes
-    head, _cold = _read_start(fd, min(size, _META_MAX), nowait=False)
+    head, _cold = _read_start(fd, device, min(size, _META_MAX), nowait=False)
     return parse_file_meta(head), head
 
 
@@ -224,6 +234,23 @@ def _uids(meta: FileMeta, captured: dict[int, bytes]) -> tuple[str, str]:
     return sop_class, sop_instance
 
 
+def _regular(
+    path: str, head: bytearray, found: tuple[str, bool, int, str, str, str, str]
+) -> FileInstance:
+    """A small file with nothing odd about it, which one pass has seen whole."""
+    syntax, explicit, offset, sop_class, sop_instance, study, series = found
+    return FileInstance(
+        path=path,
+        sop_class_uid=sop_class,
+        sop_instance_uid=sop_instance,
+        study_instance_uid=study,
+        series_instance_uid=series,
+        transfer_syntax_uid=actual_syntax(syntax, explicit),
+        dataset=memoryview(head)[offset:].toreadonly(),
+        length=len(head) - offset,
+    )
+
+
 def _open(path: str, fd: int, nowait: bool) -> tuple[FileInstance, bool]:
     """The instance behind `fd`, and whether it keeps the descriptor."""
     status = os.fstat(fd)
@@ -231,8 +258,10 @@ def _open(path: str, fd: int, nowait: bool) -> tuple[FileInstance, bool]:
         raise NotDicom("not a regular file")
     size = status.st_size
     held = size <= HELD_SIZE_MAX
-    head, cold = _read_start(fd, size if held else _FIRST_READ, nowait)
-    meta, head = _parse_meta(fd, head, size)
+    head, cold = _read_start(fd, status.st_dev, size if held else _FIRST_READ, nowait)
+    if held and (regular := probe(head)) is not None:
+        return _regular(path, head, regular), False
+    meta, head = _parse_meta(fd, status.st_dev, head, size)
     offset = meta.dataset_offset
     captured = _examine(fd, head, size, meta, nowait)
     sop_class, sop_instance = _uids(meta, captured)
@@ -250,7 +279,7 @@ def _open(path: str, fd: int, nowait: bool) -> tuple[FileInstance, bool]:
             offset=offset,
             length=length,
             owner=file,
-            cold=cold or _is_cold(fd, offset, length),
+            cold=cold or _is_cold(fd, status.st_dev, offset, length),
         )
     instance = FileInstance(
         path=path,

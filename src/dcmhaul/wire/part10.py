@@ -22,6 +22,7 @@ from dcmhaul.wire._elements import ElementFault, ElementWalker
 __all__ = [
     "PREAMBLE_SIZE",
     "FileMeta",
+    "actual_syntax",
     "clean_uid",
     "detect_transfer_syntax",
     "encode_file_meta",
@@ -74,18 +75,23 @@ def detect_transfer_syntax(head: bytes | bytearray | memoryview) -> str:
     return EXPLICIT_VR_LITTLE_ENDIAN
 
 
-def _actual_syntax(named: str, head: memoryview) -> str:
+def actual_syntax(named: str, explicit: bool) -> str:
     """The named syntax, unless the dataset is plainly in the other uncompressed form.
 
     Writers that label implicit data as explicit, or the reverse, are common enough; a receiver
     that believed the label could not read such an object.
     """
-    if not named:
-        return detect_transfer_syntax(head)
-    if named in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN) and len(head) >= 8:
-        explicit = 0x41 <= head[4] <= 0x5A and 0x41 <= head[5] <= 0x5A
+    if named in (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN):
         return EXPLICIT_VR_LITTLE_ENDIAN if explicit else IMPLICIT_VR_LITTLE_ENDIAN
     return named
+
+
+def _syntax_of(named: str, head: memoryview) -> str:
+    if not named:
+        return detect_transfer_syntax(head)
+    if len(head) < 8:
+        return named
+    return actual_syntax(named, 0x41 <= head[4] <= 0x5A and 0x41 <= head[5] <= 0x5A)
 
 
 def _meta_offset(view: memoryview) -> int | None:
@@ -133,7 +139,7 @@ def parse_file_meta(prefix: bytes | bytearray | memoryview) -> FileMeta:
     return FileMeta(
         sop_class_uid=clean_uid(captured.get(_SOP_CLASS, b"")),
         sop_instance_uid=clean_uid(captured.get(_SOP_INSTANCE, b"")),
-        transfer_syntax_uid=_actual_syntax(syntax, view[offset : offset + 8]),
+        transfer_syntax_uid=_syntax_of(syntax, view[offset : offset + 8]),
         source_ae_title=captured.get(_SOURCE_AE_TITLE, b"").decode("latin-1").strip("\0 "),
         dataset_offset=offset,
         has_meta=True,

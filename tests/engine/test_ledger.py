@@ -132,7 +132,7 @@ async def test_results_are_flushed_by_time_and_at_the_end(tmp_path: Path) -> Non
             )
         )
         with trio.fail_after(10):
-            while not (await ledger.totals(run_id)).acked:  # noqa: ASYNC110 - read by SQL
+            while not (await ledger.totals(run_id)).acked:
                 await trio.sleep(0.02)
         ledger.record(
             InstanceResult(

@@ -79,8 +79,8 @@ class Health:
     failures: int = 0
     """Consecutive: reset by work that was done, not by an association that merely opened."""
     retry_at: float = 0.0
-    worked: bool = False
-    """True once anything succeeded: a peer that was never reached is given up at once."""
+    reached: bool = False
+    """True once an association was opened: a peer that was never reached is given up at once."""
     error: DcmhaulError | None = field(default=None, compare=False)
 
 
@@ -118,7 +118,7 @@ def next_step(health: Health, now: float, policy: PoolPolicy) -> Open | Wait | G
         permanent = isinstance(error, NoAcceptedContext) or (
             isinstance(error, AssociationRejected) and not error.transient
         )
-        if permanent or not health.worked or health.failures >= policy.failures_max:
+        if permanent or not health.reached or health.failures >= policy.failures_max:
             return GiveUp(error)
     return Wait(health.retry_at - now) if health.retry_at > now else Open()
 
@@ -140,9 +140,9 @@ def after_failure(
 
 def after_work(health: Health) -> Health:
     """The health after an association did something useful."""
-    if health.worked and not health.failures and health.error is None:
+    if not health.failures and health.error is None:
         return health
-    return replace(health, failures=0, retry_at=0.0, worked=True, error=None)
+    return replace(health, failures=0, retry_at=0.0, error=None)
 
 
 class AssociationPool:
@@ -167,6 +167,7 @@ class AssociationPool:
         self.policy = policy
         self.health = Health(limit=policy.size)
         self.open = 0
+        self._waiting = 0
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._options = options if options is not None else SocketOptions()
         self._observer = observer if observer is not None else NullObserver()
@@ -175,6 +176,11 @@ class AssociationPool:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+    @property
+    def contended(self) -> bool:
+        """True while somebody waits for an association that the peer does not bear beside the others."""
+        return self._waiting > 0
 
     def worked(self) -> None:
         """To be called when an association did something useful."""
@@ -198,7 +204,11 @@ class AssociationPool:
             if isinstance(step, Wait):
                 await trio.sleep(step.seconds)
             elif self.open >= self.health.limit:
-                await self._changed.wait()
+                self._waiting += 1
+                try:
+                    await self._changed.wait()
+                finally:
+                    self._waiting -= 1
             else:
                 return
 
@@ -220,6 +230,8 @@ class AssociationPool:
                 options=self._options,
                 observer=self._observer,
             ) as association:
+                if not self.health.reached:
+                    self.health = replace(self.health, reached=True)
                 yield association
         except ASSOCIATION_ERRORS as error:
             self.failed(error)
@@ -306,6 +318,8 @@ class _Call:
     def failed(self, error: DcmhaulError) -> bool:
         """The association failed: True where the caller was told, False where it is tried again."""
         self.attempts += 1
+        if isinstance(error, PoolExhausted) and isinstance(error.cause, NoAcceptedContext):
+            error = error.cause  # what the peer cannot do is no matter of reaching it
         final = isinstance(error, (PoolExhausted, NoAcceptedContext, AssociationRejected))
         if not final and self.attempts < _CALL_ATTEMPTS:
             return False

@@ -60,7 +60,7 @@ class RelayOutcome:
 
     status: of its C-STORE-RSP; None where there was none, and then `error` says why. unknown: the whole
     instance had left, so that only the destination knows whether it holds it. length, sha256: of the
-    dataset as it was received.
+    dataset as it was received. seconds: from the first byte of the C-STORE-RQ to the answer.
     """
 
     sop_class_uid: str
@@ -72,6 +72,7 @@ class RelayOutcome:
     unknown: bool = False
     length: int = 0
     sha256: bytes | None = None
+    seconds: float = 0.0
 
 
 class Receiver(Protocol):
@@ -99,6 +100,9 @@ class Destination(Protocol):
         """Set together with `failure`."""
 
     def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool: ...
+    async def settled(self) -> None:
+        """Returns when every instance that it was given is reported."""
+
     def open(self, instance: IncomingInstance) -> Receiver:
         """StoreRefused where it cannot take this instance; that was then reported."""
 
@@ -149,7 +153,7 @@ class PeerDestination:
             nursery.start_soon(destination._read_responses)
             try:
                 yield destination
-                await destination._settled()
+                await destination.settled()
             finally:
                 nursery.cancel_scope.cancel()
                 destination._fail(
@@ -191,7 +195,8 @@ class PeerDestination:
         if self.failure is not None:
             raise self.failure
 
-    async def _settled(self) -> None:
+    async def settled(self) -> None:
+        """Returns when nothing is outstanding any more."""
         while self._unanswered and self.failure is None:
             await self._changed.wait()
 
@@ -299,6 +304,7 @@ class _Forward:
             unknown=unknown,
             length=self.length,
             sha256=self._digest.digest() if whole else None,
+            seconds=time.perf_counter() - self.started if self.started else 0.0,
         )
 
     async def _start(self) -> None:
@@ -413,6 +419,9 @@ class FolderDestination:
     def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
         return True
 
+    async def settled(self) -> None:
+        await trio.lowlevel.checkpoint()  # an answer is a report: none is outstanding
+
     def open(self, instance: IncomingInstance) -> _Filing:
         try:
             sink = self._sinks(instance)
@@ -461,7 +470,13 @@ class _Filing:
         await trio.lowlevel.checkpoint()
 
     async def answer(self) -> StoreReply:
-        reply = await self._sink.commit() if self._sink else StoreReply(status=0)
+        reply = StoreReply(status=0)
+        if self._sink is not None:
+            try:
+                reply = await self._sink.commit()
+            except BaseException:
+                self._sink.discard()
+                raise
         self._report(_filed(self._instance, reply, self._length, self._digest.digest()))
         return reply
 

@@ -1,4 +1,4 @@
-"""The C-GET SCU that feeds a destination while it receives: the source's half of a relay."""
+"""The source's half of a relay: a C-GET whose sub-operations feed a destination while they come."""
 
 from __future__ import annotations
 
@@ -9,58 +9,62 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from dcmhaul.engine.scheduler import flat_nursery
-from dcmhaul.errors import (
-    LocalProtocolError,
-    NoAcceptedContext,
-    RemoteProtocolError,
-    TransportError,
-)
+from dcmhaul.errors import LocalProtocolError
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
-from dcmhaul.protocol.dimse import CCancelRq, CGetRq, CGetRsp, CStoreRq, CStoreRsp
-from dcmhaul.uids import STUDY_ROOT_GET, is_valid_uid
+from dcmhaul.protocol.dimse import CStoreRq, CStoreRsp
+from dcmhaul.protocol.statuses import (
+    CANCEL,
+    CANNOT_UNDERSTAND,
+    INVALID_SOP_INSTANCE,
+    OUT_OF_RESOURCES,
+    SOP_CLASS_NOT_SUPPORTED,
+    SUCCESS,
+)
+from dcmhaul.services.query import QueryModel
+from dcmhaul.services.retrieve import get
+from dcmhaul.uids import is_valid_uid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Container
 
     from dcmhaul.engine.relay import Destination, Receiver
     from dcmhaul.net import Association, Incoming
+    from dcmhaul.services.identifiers import EncodeIdentifier
+    from dcmhaul.services.provider import Completion
 
-__all__ = ["CANCELLED", "GetResult", "Retriever"]
+__all__ = ["GetResult", "Retriever"]
 
 CANCEL_SECONDS: Final = 20.0
 """How long a source may go on after a C-CANCEL before it is aborted; some ignore it."""
 GET_SECONDS: Final = 600.0
 """A C-GET without any sign of life: no pending response and no sub-operation."""
 
-SUCCESS: Final = 0x0000
-OUT_OF_RESOURCES: Final = 0xA700
-INVALID_INSTANCE_UID: Final = 0x0117
-CLASS_NOT_SUPPORTED: Final = 0x0122
-DATASET_MISSING: Final = 0xC000
-CANCELLED: Final = 0xFE00
-
 _STORED: Final = StoreReply(status=SUCCESS)
 
 
 @dataclass(slots=True, kw_only=True)
 class GetResult:
-    """How a C-GET ended. status: of its last response, None where there was none (`aborted`)."""
+    """How a C-GET ended. status: of its last response; None where we aborted it (`aborted`).
+
+    received: the SOP Instance UIDs of the sub-operations that came.
+    """
 
     status: int | None = None
     error_comment: str = ""
-    completed: int | None = None
-    failed: int | None = None
-    warning: int | None = None
     received: set[str] = field(default_factory=set)
-    """SOP Instance UIDs of the sub-operations that came."""
     aborted: bool = False
+
+    @property
+    def cut_short(self) -> bool:
+        """It ended before its end: nothing follows from what did not come."""
+        return self.aborted or self.status == CANCEL
 
 
 class Retriever:
     """The C-GET SCU of one source association, whose sub-operations go to a destination.
 
-    One task calls `retrieve`, one request at a time. Sub-operations may be pipelined by the source as far
-    as the window was granted; each is answered when its `Receiver` has an answer.
+    One task calls `retrieve`, one request at a time. Sub-operations may be pipelined by the source as
+    far as the window was granted; each is answered when its `Receiver` has an answer.
     """
 
     def __init__(
@@ -78,184 +82,122 @@ class Retriever:
 
     async def retrieve(
         self,
-        identifier: Callable[[str], bytes],
+        identifier: bytes | EncodeIdentifier,
         *,
         held: Container[str] = (),
         stop: trio.Event | None = None,
     ) -> GetResult:
-        """One C-GET (PS3.4 §C.4.3). `identifier` encodes it in a transfer syntax.
+        """One C-GET in the Study Root model (PS3.4 §C.4.3).
 
         held: instances that the destination has; they are answered 0000 and not forwarded. stop: asks
-        the source to end early (C-CANCEL); what still comes is forwarded. A destination that fails ends
-        it in the same way, and what still comes is answered A700.
+        the source to end early (C-CANCEL); what still comes is forwarded. A destination that fails
+        ends it in the same way: what still comes is answered A700, and a source that does not heed
+        the C-CANCEL is aborted.
         Raises NoAcceptedContext, and whatever ends the source's association.
         """
-        association = self._association
-        context = association.agreement.context_for(STUDY_ROOT_GET)
-        if context is None:
-            raise NoAcceptedContext(
-                f"{association.peer} accepted no context for C-GET (Study Root)"
-            )
-        operation = _GetOperation(
-            association=association,
-            destination=self._destination,
-            context_id=context.context_id,
-            message_id=association.next_message_id(),
-            held=held,
-            get_seconds=self._get_seconds,
-            cancel_seconds=self._cancel_seconds,
-        )
-        await association.send(
-            context.context_id,
-            CGetRq(
-                message_id=operation.message_id,
-                affected_sop_class_uid=STUDY_ROOT_GET,
-                has_dataset=True,
-            ),
-            identifier(context.transfer_syntax),
-        )
-        return await operation.run(stop)
+        result = GetResult()
+        store = _Store(self._association, self._destination, held, result)
+        cancel = trio.Event()
+        cut_off = trio.CancelScope()
 
+        async def cancel_when(event: trio.Event, *, bounded: bool) -> None:
+            await event.wait()
+            cancel.set()
+            if bounded:
+                cut_off.deadline = trio.current_time() + self._cancel_seconds
 
-@dataclass(slots=True, kw_only=True)
-class _GetOperation:
-    """One C-GET that was asked for."""
-
-    association: Association
-    destination: Destination
-    context_id: int
-    message_id: int
-    held: Container[str]
-    get_seconds: float | None
-    cancel_seconds: float
-    result: GetResult = field(default_factory=GetResult)
-    cancelled: bool = False
-    cut_off: trio.CancelScope = field(default_factory=trio.CancelScope)
-
-    async def run(self, stop: trio.Event | None) -> GetResult:
         async with flat_nursery() as watchers:
             if stop is not None:
-                watchers.start_soon(self._cancel_when, stop, False)
-            watchers.start_soon(self._cancel_when, self.destination.failed, True)
-            with self.cut_off:
-                async with flat_nursery() as answers:
-                    await self._receive_all(answers)
-            if self.cut_off.cancelled_caught:
-                self.result.aborted = True
-                await self.association.abort()
-            watchers.cancel_scope.cancel()
-        self.association.message_ids.give_back(self.message_id)
-        return self.result
-
-    async def _cancel_when(self, event: trio.Event, bounded: bool) -> None:
-        await event.wait()
-        if bounded:
-            # Nothing that still comes is of use, and some sources do not heed a C-CANCEL.
-            self.cut_off.deadline = trio.current_time() + self.cancel_seconds
-        if self.cancelled:
-            return
-        self.cancelled = True
-        try:
-            self.association.queue(
-                self.context_id, CCancelRq(message_id_being_responded_to=self.message_id)
-            )
-        except LocalProtocolError:
-            return  # the association has ended: whoever found out raises why
-        await self.association.flush()
-
-    async def _receive_all(self, answers: trio.Nursery) -> None:
-        association = self.association
-        while True:
-            incoming = await association.receive(seconds=self.get_seconds, phase="C-GET")
-            if incoming is None:
-                raise TransportError(f"{association.peer} released the association within a C-GET")
-            message = incoming.message
-            if isinstance(message, CStoreRq):
-                await self._sub_operation(incoming, message, answers)
-                continue
-            if message.has_dataset:
-                await association.read_dataset(None)  # the Failed SOP Instance UID List
-            if not isinstance(message, CGetRsp):
-                raise RemoteProtocolError(
-                    f"{association.peer} sent a {type(message).__name__} within a C-GET",
-                    source=0,
-                    reason=0,
+                watchers.start_soon(lambda: cancel_when(stop, bounded=False))
+            watchers.start_soon(lambda: cancel_when(self._destination.failed, bounded=True))
+            with cut_off:
+                response = await get(
+                    self._association,
+                    QueryModel.STUDY_ROOT,
+                    identifier,
+                    store,
+                    cancel=cancel,
+                    seconds=self._get_seconds,
                 )
-            if message.status not in (0xFF00, 0xFF01):
-                self._finish(message)
-                return
+                result.status = response.status
+                result.error_comment = response.error_comment
+            if cut_off.cancelled_caught:
+                result.aborted = True
+                await self._association.abort()
+            watchers.cancel_scope.cancel()
+        return result
 
-    def _finish(self, response: CGetRsp) -> None:
-        result = self.result
-        result.status = response.status
-        result.error_comment = response.error_comment or ""
-        result.completed = response.number_of_completed_suboperations
-        result.failed = response.number_of_failed_suboperations
-        result.warning = response.number_of_warning_suboperations
 
-    async def _sub_operation(
-        self, incoming: Incoming, request: CStoreRq, answers: trio.Nursery
+class _Store:
+    """What `get` calls for each sub-operation."""
+
+    def __init__(
+        self,
+        association: Association,
+        destination: Destination,
+        held: Container[str],
+        result: GetResult,
     ) -> None:
-        association = self.association
+        self._association = association
+        self._destination = destination
+        self._held = held
+        self._result = result
+
+    async def __call__(self, association: Association, incoming: Incoming) -> Completion | None:
+        """Streams the dataset to the destination; what is returned waits for the answer."""
         started = time.perf_counter()
+        request = incoming.message
+        assert isinstance(request, CStoreRq)  # get() dispatches by type
         reply = _refusal(incoming, request)
         receiver: Receiver | None = None
         if reply is None:
-            self.result.received.add(request.affected_sop_instance_uid)
-            if request.affected_sop_instance_uid in self.held:
+            self._result.received.add(request.affected_sop_instance_uid)
+            if request.affected_sop_instance_uid in self._held:
                 reply = _STORED
             else:
-                reply, receiver = self._open(incoming, request)
+                try:
+                    receiver = self._destination.open(self._instance(incoming, request))
+                except StoreRefused as refused:
+                    reply = refused.reply
         length = 0
         if request.has_dataset:
-            try:
-                length = await association.read_dataset(receiver)
-                if receiver is not None and length > association.dataset_length_max:
-                    # The destination has got a part: it must not end as if it were whole.
-                    await receiver.broken()
-                    receiver = None
-                    reply = StoreReply(status=OUT_OF_RESOURCES, error_comment="too large")
-            except BaseException:
-                if receiver is not None:
-                    await receiver.broken()
-                raise
+            length = await self._read(receiver)
+            if receiver is not None and length > association.dataset_length_max:
+                # The destination got a part of it, which must not end as if it were the whole.
+                await receiver.broken()
+                receiver = None
+                reply = StoreReply(
+                    status=OUT_OF_RESOURCES, error_comment="dataset above the size limit"
+                )
         if receiver is None:
             self._answer(incoming, request, reply or _STORED, started, length)
-            return
+            return None
         await receiver.end()
-        answers.start_soon(self._answer_later, incoming, request, receiver, started, length)
+        destined = receiver
 
-    def _open(
-        self, incoming: Incoming, request: CStoreRq
-    ) -> tuple[StoreReply | None, Receiver | None]:
-        agreement = self.association.agreement
-        instance = IncomingInstance(
+        async def complete() -> None:
+            self._answer(incoming, request, await destined.answer(), started, length)
+
+        return complete
+
+    async def _read(self, receiver: Receiver | None) -> int:
+        try:
+            return await self._association.read_dataset(receiver)
+        except BaseException:
+            if receiver is not None:
+                await receiver.broken()
+            raise
+
+    def _instance(self, incoming: Incoming, request: CStoreRq) -> IncomingInstance:
+        agreement = self._association.agreement
+        return IncomingInstance(
             sop_class_uid=request.affected_sop_class_uid,
             sop_instance_uid=request.affected_sop_instance_uid,
             transfer_syntax_uid=incoming.context.transfer_syntax,
             calling_ae_title=agreement.calling_ae_title,
             called_ae_title=agreement.called_ae_title,
-            peer=self.association.peer,
+            peer=self._association.peer,
         )
-        try:
-            return None, self.destination.open(instance)
-        except StoreRefused as refused:
-            return refused.reply, None
-
-    async def _answer_later(
-        self,
-        incoming: Incoming,
-        request: CStoreRq,
-        receiver: Receiver,
-        started: float,
-        length: int,
-    ) -> None:
-        reply = await receiver.answer()
-        try:
-            self._answer(incoming, request, reply, started, length)
-        except LocalProtocolError:
-            return  # the association has ended: whoever found out raises why
-        await self.association.flush()
 
     def _answer(
         self,
@@ -267,31 +209,31 @@ class _GetOperation:
     ) -> None:
         """B0xx is the destination's business: to the source the instance is delivered."""
         status = SUCCESS if reply.status >> 12 == 0xB else reply.status
-        self.association.queue(
-            incoming.context.context_id,
-            CStoreRsp(
-                message_id_being_responded_to=request.message_id,
-                status=status,
-                affected_sop_class_uid=request.affected_sop_class_uid,
-                affected_sop_instance_uid=request.affected_sop_instance_uid,
-                error_comment=reply.error_comment or None if status else None,
-            ),
+        response = CStoreRsp(
+            message_id_being_responded_to=request.message_id,
+            status=status,
+            affected_sop_class_uid=request.affected_sop_class_uid,
+            affected_sop_instance_uid=request.affected_sop_instance_uid,
+            error_comment=(reply.error_comment or None) if status else None,
         )
-        self.association.observer.operation(
-            "C-STORE", "in", status, time.perf_counter() - started, length
-        )
+        try:
+            self._association.queue(incoming.context.context_id, response)
+        except LocalProtocolError:
+            return  # the association has ended, and whoever receives on it raises why
+        seconds = time.perf_counter() - started
+        self._association.observer.operation("C-STORE", "in", status, seconds, length)
 
 
 def _refusal(incoming: Incoming, request: CStoreRq) -> StoreReply | None:
     """What is wrong with the command itself; the dataset is drained and not looked at."""
     if not is_valid_uid(request.affected_sop_instance_uid):
         return StoreReply(
-            status=INVALID_INSTANCE_UID, error_comment="SOP Instance UID is not 1-64 of 0-9 and ."
+            status=INVALID_SOP_INSTANCE, error_comment="SOP Instance UID is not 1-64 of 0-9 and ."
         )
     if request.affected_sop_class_uid != incoming.context.abstract_syntax:
         return StoreReply(
-            status=CLASS_NOT_SUPPORTED, error_comment="SOP Class is not that of the context"
+            status=SOP_CLASS_NOT_SUPPORTED, error_comment="SOP Class is not that of the context"
         )
     if not request.has_dataset:
-        return StoreReply(status=DATASET_MISSING, error_comment="C-STORE-RQ without a dataset")
+        return StoreReply(status=CANNOT_UNDERSTAND, error_comment="C-STORE-RQ without a dataset")
     return None

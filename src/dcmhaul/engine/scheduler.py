@@ -29,25 +29,22 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.cancel_scope = trio.CancelScope()
-        self._event = trio.Event()
+        self.event = trio.Event()
+        """Set by the first request."""
         self._listeners: list[Callable[[], None]] = []
 
     @property
     def requested(self) -> bool:
-        return self._event.is_set()
+        return self.event.is_set()
 
     def request(self) -> None:
         """First call: gentle. Second call: cancels."""
         if self.requested:
             self.cancel_scope.cancel()
             return
-        self._event.set()
+        self.event.set()
         for listener in self._listeners:
             listener()
-
-    async def wait(self) -> None:
-        """Returns when a stop was asked for."""
-        await self._event.wait()
 
     def on_request(self, listener: Callable[[], None]) -> None:
         """Calls `listener` at the first request, or now where it was made already."""

@@ -11,6 +11,7 @@ import json
 import time
 from contextlib import asynccontextmanager
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -306,13 +307,26 @@ class Ledger:
     # -- work --------------------------------------------------------------------------------------
 
     async def studies(
-        self, run_id: int, states: Iterable[StudyState], after: int = 0, limit: int = STUDY_PAGE
+        self,
+        run_id: int,
+        states: Iterable[StudyState],
+        after: int = 0,
+        limit: int = STUDY_PAGE,
+        verified: Sequence[str] | None = None,
     ) -> list[StudyRow]:
-        """The next page of studies in these states, by id."""
+        """The next page of studies in these states, by id.
+
+        verified: also those that are DONE and verified at none of these levels.
+        """
+        wanted: sa.ColumnElement[bool] = STUDY.c.state.in_(list(states))
+        if verified is not None:
+            wanted |= (STUDY.c.state == StudyState.DONE) & (
+                STUDY.c.verified_level.is_(None) | STUDY.c.verified_level.not_in(list(verified))
+            )
         listed = sa.exists().where(INSTANCE.c.study_id == STUDY.c.id)
         statement = (
             sa.select(STUDY, listed.label("listed"))
-            .where(STUDY.c.run_id == run_id, STUDY.c.id > after, STUDY.c.state.in_(list(states)))
+            .where(STUDY.c.run_id == run_id, STUDY.c.id > after, wanted)
             .order_by(STUDY.c.id)
             .limit(limit)
         )
@@ -349,6 +363,15 @@ class Ledger:
             for row in rows
         ]
 
+    async def locator(self, study_id: int, sop_instance_uid: str) -> str:
+        """Where the instance lies in the source folder."""
+        statement = sa.select(INSTANCE.c.locator).where(
+            INSTANCE.c.study_id == study_id, INSTANCE.c.sop_uid == sop_instance_uid
+        )
+        return await self._database.read(
+            lambda connection: connection.execute(statement).scalar_one() or ""
+        )
+
     async def class_counts(self, run_id: int) -> list[tuple[str, str, int]]:
         """(class, syntax, instances) of what the run has listed so far, commonest first."""
         statement = (
@@ -372,6 +395,10 @@ class Ledger:
         while len(self._pending) >= PENDING_ROWS_MAX:
             self._full.set()
             await self._drained.wait()
+
+    async def flush(self) -> None:
+        """Returns when everything recorded so far is durable."""
+        await self._flush()
 
     async def close_study(
         self,
@@ -515,6 +542,7 @@ async def open_ledger(url: str) -> AsyncIterator[Ledger]:
 
     ConfigurationError: not a ledger, another version, or another process writes it.
     """
+    _make_folder(url)
     async with (
         open_database(url, METADATA, SCHEMA_VERSION, kind="ledger") as database,
         flat_nursery() as nursery,
@@ -529,6 +557,18 @@ async def open_ledger(url: str) -> AsyncIterator[Ledger]:
             # cancelled; without it the next run would only have to ask.
             with trio.CancelScope(shield=True), trio.move_on_after(10):
                 await ledger._flush()
+
+
+def _make_folder(url: str) -> None:
+    """The folder of an SQLite ledger: on first use the user's data folder may not exist."""
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    except sa.exc.ArgumentError:
+        return  # opening it says what is wrong
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the ledger's folder: {error}") from error
 
 
 def _discard(_result: object) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ __all__ = [
     "choose_contexts",
     "check_filter",
     "context_passes",
+    "default_ledger_url",
     "identity",
     "job_name",
     "plan_requests",
@@ -81,6 +83,32 @@ COMMON_TRANSFER_SYNTAXES: tuple[str, ...] = (
 )
 
 
+# For a source that names no class of an instance at all.
+COMMON_STORAGE_CLASSES: tuple[str, ...] = (
+    "1.2.840.10008.5.1.4.1.1.2",  # CT
+    "1.2.840.10008.5.1.4.1.1.4",  # MR
+    "1.2.840.10008.5.1.4.1.1.1",  # CR
+    "1.2.840.10008.5.1.4.1.1.1.1",  # DX, for presentation
+    "1.2.840.10008.5.1.4.1.1.6.1",  # US
+    "1.2.840.10008.5.1.4.1.1.3.1",  # US multi-frame
+    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
+    "1.2.840.10008.5.1.4.1.1.12.1",  # XA
+    "1.2.840.10008.5.1.4.1.1.12.2",  # RF
+    "1.2.840.10008.5.1.4.1.1.20",  # NM
+    "1.2.840.10008.5.1.4.1.1.128",  # PET
+    "1.2.840.10008.5.1.4.1.1.1.2",  # MG, for presentation
+    "1.2.840.10008.5.1.4.1.1.2.1",  # enhanced CT
+    "1.2.840.10008.5.1.4.1.1.4.1",  # enhanced MR
+    "1.2.840.10008.5.1.4.1.1.88.22",  # enhanced SR
+    "1.2.840.10008.5.1.4.1.1.88.33",  # comprehensive SR
+    "1.2.840.10008.5.1.4.1.1.88.67",  # X-ray radiation dose SR
+    "1.2.840.10008.5.1.4.1.1.88.59",  # key object selection
+    "1.2.840.10008.5.1.4.1.1.11.1",  # presentation state
+    "1.2.840.10008.5.1.4.1.1.104.1",  # encapsulated PDF
+    "1.2.840.10008.5.1.4.1.1.481.3",  # RT structure set
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateOptions:
     """One migration. SRC and DST are each a peer or a folder.
@@ -89,7 +117,8 @@ class MigrateOptions:
     job: its name in the ledger; None makes one of source, destination and filter.
     ledger_url: an SQLAlchemy URL. associations: transfers at once. window: C-STORE requests that
     may be outstanding on one association. verify: what must hold at the destination afterwards.
-    pdu_length_max: what we announce, in bytes. max_send_pdu: a cap on what we send, 0 = the peer's.
+    pdu_length_max: what we announce, in bytes. pdu_length_send_max: what we send at most, 0 = the
+    peer's maximum.
     """
 
     source: Endpoint
@@ -103,7 +132,7 @@ class MigrateOptions:
     dry_run: bool = False
     calling_ae_title: str = "DCMHAUL"
     pdu_length_max: int = 131072
-    max_send_pdu: int = 0
+    pdu_length_send_max: int = 0
     timeouts: Timeouts = field(default_factory=Timeouts)
     socket_options: SocketOptions = field(default_factory=SocketOptions)
 
@@ -124,6 +153,15 @@ class JobIdentity:
         """SHA-256 of the three, in hexadecimal."""
         text = "\0".join((self.source, self.destination, self.filter_json))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def default_ledger_url() -> str:
+    """`$DCMHAUL_LEDGER`, else `ledger.db` in the user's data folder."""
+    if url := os.environ.get("DCMHAUL_LEDGER"):
+        return url
+    base = os.environ.get("XDG_DATA_HOME")
+    folder = Path(base) if base else Path.home() / ".local" / "share"
+    return f"sqlite:///{folder / 'dcmhaul' / 'ledger.db'}"
 
 
 def identity(options: MigrateOptions) -> JobIdentity:
@@ -227,19 +265,26 @@ def choose_contexts(
 
 def context_passes(
     classes: Mapping[str, int],
-    syntaxes: Mapping[str, Iterable[str]],
+    announced: Mapping[str, Iterable[str]],
+    doubted: Collection[str] = (),
     limit: int = STORAGE_CONTEXTS_MAX,
 ) -> list[tuple[tuple[str, str], ...]]:
     """The (class, syntax) pairs of one study, cut into associations; commonest class first.
 
-    classes: SOP class -> instances of it. syntaxes: what the source announced for a class; where it
-    announced nothing, the common ones are proposed. A class is never split over two passes as long
-    as its pairs fit into one.
+    classes: SOP class -> instances of it; an empty class stands for one that the source did not name.
+    announced: the syntaxes that the source named for a class. The common ones are proposed for a class
+    without any, and for one that is doubted. A class is not split over two associations unless its
+    pairs alone are too many.
     """
     passes: list[list[tuple[str, str]]] = [[]]
     for sop_class in sorted(classes, key=lambda uid: (-classes[uid], uid)):
-        known = tuple(dict.fromkeys(syntaxes.get(sop_class, ())))
-        pairs = [(sop_class, syntax) for syntax in known or COMMON_TRANSFER_SYNTAXES]
+        syntaxes = dict.fromkeys(announced.get(sop_class, ()))
+        if not syntaxes or sop_class in doubted:
+            syntaxes |= dict.fromkeys(COMMON_TRANSFER_SYNTAXES)
+        if sop_class:
+            pairs = [(sop_class, syntax) for syntax in syntaxes]
+        else:
+            pairs = [(c, syntax) for syntax in list(syntaxes)[:6] for c in COMMON_STORAGE_CLASSES]
         if passes[-1] and len(passes[-1]) + len(pairs) > limit:
             passes.append([])
         for pair in pairs:

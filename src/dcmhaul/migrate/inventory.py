@@ -1,0 +1,354 @@
+"""What the source holds: by C-FIND from a peer, by walking from a folder. It moves nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+
+from dcmhaul.archive.matching import InvalidKey, Matcher, is_universal, make_matcher
+from dcmhaul.errors import ConfigurationError, DcmhaulError, InstanceError, NotDicom
+from dcmhaul.migrate.plan import ExpectedInstance
+from dcmhaul.migrate.tables import Exclusion, StudyListing
+from dcmhaul.net.types import FileRange
+from dcmhaul.objects.part10 import open_instance
+from dcmhaul.objects.sources import FailedEntry, candidates
+from dcmhaul.services.identifiers import encode_identifier
+from dcmhaul.services.query import QueryModel, find
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from pathlib import Path
+
+    from dcmhaul.net import Association
+    from dcmhaul.objects.part10 import FileInstance
+
+__all__ = [
+    "FolderFinding",
+    "FolderInventory",
+    "InstanceQuery",
+    "QueryFailed",
+    "dataset_digest",
+    "duplicate_exclusion",
+    "find_studies",
+]
+
+SUCCESS = 0x0000
+WALK_FILES = 200
+DIGEST_READ = 1 << 20
+
+
+class QueryFailed(DcmhaulError):
+    """The peer answered a C-FIND with a failure; `status` is its own."""
+
+    exit_code = 5
+
+    def __init__(self, peer: str, level: str, status: int, comment: str) -> None:
+        text = f"{peer} answered a C-FIND at {level} level with 0x{status:04X}"
+        super().__init__(f"{text}: {comment}" if comment else text)
+        self.status = status
+
+
+async def _find(association: Association, identifier: Dataset) -> AsyncGenerator[Dataset, None]:
+    """The matches of one C-FIND; QueryFailed where it did not end in success. To be closed."""
+    level = str(identifier.QueryRetrieveLevel)
+    encode = partial(encode_identifier, identifier)
+    async with find(association, QueryModel.STUDY_ROOT, encode) as responses:
+        async for response in responses:
+            if response.pending:
+                try:
+                    match = response.dataset()
+                except ValueError as error:
+                    raise QueryFailed(
+                        association.peer, level, response.status, str(error)
+                    ) from error
+                yield match
+            elif response.status != SUCCESS:
+                raise QueryFailed(association.peer, level, response.status, response.error_comment)
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    """One value as text, several joined as they were; "" where there is none or it is unreadable."""
+    try:
+        value = dataset.get(keyword)
+    except (ValueError, NotImplementedError):
+        return ""
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)) or hasattr(value, "extend"):
+        return "\\".join(str(part) for part in value)
+    return str(value).strip("\0 ")
+
+
+async def find_studies(
+    association: Association, keys: Dataset
+) -> AsyncGenerator[StudyListing, None]:
+    """Every study that the filter selects, each once although a source may repeat one. To be closed."""
+    identifier = Dataset()
+    for keyword in ("StudyDate", "ModalitiesInStudy", "NumberOfStudyRelatedInstances"):
+        setattr(identifier, keyword, None)
+    identifier.StudyInstanceUID = ""
+    for element in keys:
+        identifier[element.tag] = element
+    identifier.QueryRetrieveLevel = "STUDY"
+    seen: set[str] = set()
+    async with aclosing(_find(association, identifier)) as matches:
+        async for match in matches:
+            uid = _text(match, "StudyInstanceUID")
+            if not uid or uid in seen:
+                continue
+            seen.add(uid)
+            count = _text(match, "NumberOfStudyRelatedInstances")
+            yield StudyListing(
+                study_instance_uid=uid,
+                date=_text(match, "StudyDate"),
+                modality=_text(match, "ModalitiesInStudy"),
+                n_expected=int(count) if count.isascii() and count.isdigit() else None,
+            )
+
+
+@dataclass(slots=True)
+class InstanceQuery:
+    """Asks one peer for the instances of a study, and remembers how it wants to be asked.
+
+    One question for the whole study is tried first; it leaves the series open, which a strictly
+    hierarchical SCP refuses (PS3.4 §C.4.1.2.2.1). Then each series is asked for.
+    """
+
+    hierarchical: bool = field(default=False, init=False)
+
+    async def instances(
+        self, association: Association, study_uid: str, hint: int | None = None
+    ) -> list[ExpectedInstance]:
+        """The instances that the peer lists. hint: its own count of them, if it gave one."""
+        found: dict[str, ExpectedInstance] = {}
+        if not self.hierarchical:
+            refused = False
+            try:
+                await self._ask(association, study_uid, "", found)
+            except QueryFailed:
+                refused = True
+            if found and len(found) >= (hint or 0):
+                return list(found.values())
+            if not found and not refused and not hint:
+                return []
+            before = len(found)
+            await self._by_series(association, study_uid, found)
+            if len(found) > before:
+                self.hierarchical = True
+            return list(found.values())
+        await self._by_series(association, study_uid, found)
+        return list(found.values())
+
+    async def _by_series(
+        self, association: Association, study_uid: str, found: dict[str, ExpectedInstance]
+    ) -> None:
+        identifier = Dataset()
+        identifier.QueryRetrieveLevel = "SERIES"
+        identifier.StudyInstanceUID = study_uid
+        identifier.SeriesInstanceUID = ""
+        async with aclosing(_find(association, identifier)) as matches:
+            series = [_text(match, "SeriesInstanceUID") async for match in matches]
+        for series_uid in dict.fromkeys(series):
+            if series_uid:
+                await self._ask(association, study_uid, series_uid, found)
+
+    async def _ask(
+        self,
+        association: Association,
+        study_uid: str,
+        series_uid: str,
+        found: dict[str, ExpectedInstance],
+    ) -> None:
+        identifier = Dataset()
+        identifier.QueryRetrieveLevel = "IMAGE"
+        identifier.StudyInstanceUID = study_uid
+        identifier.SeriesInstanceUID = series_uid
+        identifier.SOPInstanceUID = ""
+        identifier.SOPClassUID = ""
+        identifier.AvailableTransferSyntaxUID = ""
+        async with aclosing(_find(association, identifier)) as matches:
+            async for match in matches:
+                uid = _text(match, "SOPInstanceUID")
+                # A peer that ignores the key must not make us count another study's instances.
+                if not uid or _text(match, "StudyInstanceUID") not in ("", study_uid):
+                    continue
+                syntaxes = _text(match, "AvailableTransferSyntaxUID").split("\\")
+                found[uid] = ExpectedInstance(
+                    sop_instance_uid=uid,
+                    sop_class_uid=_text(match, "SOPClassUID"),
+                    series_instance_uid=_text(match, "SeriesInstanceUID") or series_uid,
+                    transfer_syntax_uid=syntaxes[0] if len(syntaxes) == 1 else "",
+                )
+
+
+# -- folders --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderFinding:
+    """One instance of a folder."""
+
+    study_instance_uid: str
+    modality: str
+    date: str
+    instance: ExpectedInstance
+
+
+class FolderInventory:
+    """Walks a folder and keeps what the filter wants. Values come from the files themselves.
+
+    ModalitiesInStudy is known when every file was seen; until then `wants_modalities` is left open.
+    """
+
+    def __init__(self, folder: Path, keys: Dataset) -> None:
+        self._folder = folder
+        self._matchers: dict[int, Matcher] = {}
+        self._modalities: Matcher | None = None
+        for element in keys:
+            value = _text(keys, element.keyword) if element.keyword else str(element.value or "")
+            if is_universal(value):
+                continue
+            try:
+                matcher = make_matcher(str(element.VR), value)
+            except InvalidKey as error:
+                raise ConfigurationError(f"{element.keyword or element.tag}: {error}") from error
+            if element.keyword == "ModalitiesInStudy":
+                self._modalities = matcher
+            else:
+                self._matchers[int(element.tag)] = matcher
+
+    def wants_modalities(self, modalities: str) -> bool:
+        """Whether a study with these modalities (separated by backslashes) is selected."""
+        matcher = self._modalities
+        return matcher is None or any(
+            matcher.matches(value) for value in modalities.split("\\") if value
+        )
+
+    @property
+    def selects_by_modality(self) -> bool:
+        return self._modalities is not None
+
+    async def batches(self) -> AsyncIterator[list[FolderFinding | Exclusion]]:
+        """What the files are, some hundred at a time; the disk is read in a thread."""
+        paths = candidates([self._folder])
+        while True:
+            batch = await trio.to_thread.run_sync(self._next, paths)
+            if batch is None:
+                return
+            yield batch
+
+    def _next(self, paths: Iterator[str | FailedEntry]) -> list[FolderFinding | Exclusion] | None:
+        found: list[FolderFinding | Exclusion] = []
+        for seen, candidate in enumerate(paths, 1):
+            if isinstance(candidate, FailedEntry):
+                finding: FolderFinding | Exclusion | None = self._excluded(
+                    candidate.path, "failed", candidate.error
+                )
+            else:
+                finding = self._examine(candidate)
+            if finding is not None:
+                found.append(finding)
+            if seen >= WALK_FILES:
+                return found
+        return found or None
+
+    def _excluded(self, path: str, kind: str, reason: object) -> Exclusion:
+        return Exclusion(locator=self._locator(path), kind=kind, reason=str(reason))
+
+    def _locator(self, path: str) -> str:
+        return os.path.relpath(path, self._folder)
+
+    def _examine(self, path: str) -> FolderFinding | Exclusion | None:
+        try:
+            instance = open_instance(path)
+        except NotDicom as error:
+            return self._excluded(path, "skipped", error)
+        except InstanceError as error:
+            return self._excluded(path, "failed", error)
+        instance.close()
+        if not instance.study_instance_uid:
+            return self._excluded(path, "failed", "no Study Instance UID in the dataset")
+        modality = date = ""
+        if self._matchers or self._modalities:
+            values = self._values(path)
+            if isinstance(values, Exclusion):
+                return values
+            if not self._matches(values):
+                return None
+            modality, date = _text(values, "Modality"), _text(values, "StudyDate")
+        return FolderFinding(
+            study_instance_uid=instance.study_instance_uid,
+            modality=modality,
+            date=date,
+            instance=ExpectedInstance(
+                sop_instance_uid=instance.sop_instance_uid,
+                sop_class_uid=instance.sop_class_uid,
+                series_instance_uid=instance.series_instance_uid,
+                transfer_syntax_uid=instance.transfer_syntax_uid,
+                locator=self._locator(path),
+            ),
+        )
+
+    def _values(self, path: str) -> Dataset | Exclusion:
+        wanted = [*self._matchers, 0x00080005, 0x00080020, 0x00080060]
+        try:
+            return dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(wanted))
+        except (InvalidDicomError, OSError, ValueError, AttributeError, EOFError) as error:
+            # The text of pydicom may quote a value.
+            return self._excluded(path, "failed", f"cannot be read ({type(error).__name__})")
+
+    def _matches(self, values: Dataset) -> bool:
+        for tag, matcher in self._matchers.items():
+            element = values.get(tag)
+            text = _text(values, element.keyword) if element is not None else ""
+            if not any(matcher.matches(value) for value in text.split("\\") if value):
+                return False
+        return True
+
+
+def dataset_digest(instance: FileInstance) -> bytes:
+    """SHA-256 of the encoded dataset, group 0002 excluded. Reads the file: for a thread."""
+    dataset = instance.dataset
+    if not isinstance(dataset, FileRange):
+        return hashlib.sha256(dataset).digest()
+    digest = hashlib.sha256()
+    done = 0
+    while done < dataset.length:
+        piece = os.pread(dataset.fd, min(DIGEST_READ, dataset.length - done), dataset.offset + done)
+        if not piece:
+            raise InstanceError(f"{instance.label}: the file became shorter while it was read")
+        digest.update(piece)
+        done += len(piece)
+    return digest.digest()
+
+
+def duplicate_exclusion(folder: Path, first: str, second: str) -> Exclusion:
+    """A second file of one SOP Instance UID: skipped where it holds the same bytes, else a conflict.
+
+    Reads both: for a thread.
+    """
+    try:
+        digests = []
+        for locator in (first, second):
+            instance = open_instance(os.path.join(folder, locator))
+            try:
+                digests.append((instance.transfer_syntax_uid, dataset_digest(instance)))
+            finally:
+                instance.close()
+    except InstanceError as error:
+        return Exclusion(locator=second, kind="failed", reason=str(error))
+    if digests[0] == digests[1]:
+        return Exclusion(locator=second, kind="skipped", reason=f"the same instance as {first}")
+    return Exclusion(
+        locator=second,
+        kind="conflict",
+        reason=f"another object under the SOP Instance UID of {first}",
+    )

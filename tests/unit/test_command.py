@@ -186,6 +186,16 @@ def test_broken_set_is_a_user_abort(octets: bytes) -> None:
         assert (caught.value.source, caught.value.reason) == (0, 0)
 
 
+def test_a_layout_falls_back_where_a_value_is_not_regular() -> None:
+    values: dict[str, Any] = {
+        "Status": 0xA900,
+        "OffendingElement": (0x00080018,),
+        "ErrorComment": "über",
+    }
+    layout = CommandLayout(values)
+    assert layout.encode(tuple(values.values())) == encode_command_set(values)
+
+
 def test_elements_out_of_order_are_tolerated() -> None:
     octets = element(0x0700, b"\2\0") + element(0x0110, b"\1\0") + element(0x0002, b"1.2\0")
     assert decode_command_set(octets) == {

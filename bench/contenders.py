@@ -137,11 +137,11 @@ def _check_summary(output: str, count: int) -> None:
         raise process.BenchFailed(f"expected {count} instances, got {summary}")
 
 
-def iperf3(wire: Wire, seconds: float, *, sendfile: bool) -> float:
+def iperf3(wire: Wire, seconds: int, *, sendfile: bool) -> float:
     """Bytes a second of one plain TCP stream on this loopback: the ceiling of the path."""
     port = peers.free_port()
     argv = [peers.require("iperf3"), "-c", peers.LOOPBACK, "-p", str(port), "-J"]
-    argv += ["-t", f"{seconds:g}", *(["-C", wire.congestion] if wire.congestion else [])]
+    argv += ["-t", str(seconds), *(["-C", wire.congestion] if wire.congestion else [])]
     argv += ["-Z"] if sendfile else []
     serving = [peers.require("iperf3"), "-s", "-p", str(port), "-B", peers.LOOPBACK]
     with peers.serve("iperf3", serving, aet="", port=port):

@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=HERE, help="folder for README.md and results/"
     )
     asked = parser.parse_args(argv)
+    process.end_on_sigterm()
     mebibytes = QUICK_MEBIBYTES if asked.quick else OBJECT_MEBIBYTES
     peaks = measure(mebibytes)
     rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,11 @@ class Cost:
     cpu_seconds: float
     peak_bytes: int
     output: str
+
+
+def end_on_sigterm() -> None:
+    """Lets SIGTERM unwind the program, so that no server and no folder is left behind."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def dcmhaul() -> list[str]:

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=HERE, help="folder for README.md and results/"
     )
     asked = parser.parse_args(argv)
+    process.end_on_sigterm()
     found = measure(1 if asked.quick else ROUNDS)
     rows = []
     for name, seconds in found.items():

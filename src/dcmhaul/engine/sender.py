@@ -1,0 +1,197 @@
+"""Files and folders to one peer: a look at each file plans the contexts, then associations share them.
+
+It decides nothing about exit codes and prints nothing; what happens to each file is reported.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, compress, islice, repeat
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from dcmhaul.engine.pool import ASSOCIATION_ERRORS, AssociationPool, PoolExhausted
+from dcmhaul.engine.scheduler import flat_nursery
+from dcmhaul.errors import DcmhaulError, UnreadableInstance
+from dcmhaul.objects.part10 import FileInstance
+from dcmhaul.objects.sources import FailedEntry, FileSource, SkippedEntry, open_entries
+from dcmhaul.protocol.negotiation import plan_contexts
+from dcmhaul.services.storage import StorageScu, StoreOutcome
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Sequence
+
+    from dcmhaul.net import Association
+    from dcmhaul.protocol.negotiation import AssociationRequest
+    from dcmhaul.wire.items import PresentationContextRq
+
+__all__ = ["FileSender", "SendGroup", "SendPlan", "scan_files"]
+
+# Files that a thread looks at before the task that waits for it may be cancelled.
+_SCAN_BATCH: Final = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendGroup:
+    """Files whose contexts fit into one association."""
+
+    contexts: tuple[PresentationContextRq, ...]
+    paths: Sequence[str]
+
+
+class SendPlan:
+    """What a scan found: each path with its class and syntax, and no more, for there may be millions."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self._pair_of = array("H")
+        self._pairs: dict[tuple[str, str], int] = {}
+
+    def add(self, path: str, sop_class_uid: str, transfer_syntax_uid: str) -> None:
+        pair = (sop_class_uid, transfer_syntax_uid)
+        self.paths.append(path)
+        self._pair_of.append(self._pairs.setdefault(pair, len(self._pairs)))
+
+    def groups(self, first: Sequence[str] = ()) -> list[SendGroup]:
+        """The files by association, in the order they were found.
+
+        first: transfer syntaxes whose contexts are proposed before the others.
+        """
+        rank = {uid: place for place, uid in enumerate(first)}
+        ordered = sorted(self._pairs, key=lambda pair: rank.get(pair[1], len(rank)))
+        planned = plan_contexts(ordered)
+        if len(planned) <= 1:
+            return [SendGroup(contexts=contexts, paths=self.paths) for contexts in planned]
+        groups = []
+        for contexts in planned:
+            pairs = {(c.abstract_syntax, c.transfer_syntaxes[0]) for c in contexts}
+            numbers = {self._pairs[pair] for pair in pairs}
+            chosen = compress(self.paths, (number in numbers for number in self._pair_of))
+            groups.append(SendGroup(contexts=contexts, paths=list(chosen)))
+        return groups
+
+
+async def scan_files(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    recursive: bool,
+    report: Callable[[SkippedEntry | FailedEntry], None],
+    files_only: bool = False,
+) -> SendPlan:
+    """Looks at every file once, in a thread, and learns its class and syntax.
+
+    files_only: a dataset without preamble and group 0002 is skipped.
+    """
+    plan = SendPlan()
+    entries = open_entries(paths, recursive=recursive)
+
+    def batch() -> tuple[int, list[SkippedEntry | FailedEntry]]:
+        others: list[SkippedEntry | FailedEntry] = []
+        seen = 0
+        for entry in islice(entries, _SCAN_BATCH):
+            seen += 1
+            if not isinstance(entry, FileInstance):
+                others.append(entry)
+                continue
+            entry.close()
+            if files_only and not _has_preamble(entry.path):
+                others.append(SkippedEntry(path=entry.path, reason="no file meta information"))
+            else:
+                plan.add(entry.path, entry.sop_class_uid, entry.transfer_syntax_uid)
+        return seen, others
+
+    while True:
+        seen, others = await trio.to_thread.run_sync(batch)
+        for entry in others:
+            report(entry)
+        if seen < _SCAN_BATCH:
+            return plan
+
+
+def _has_preamble(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+class FileSender:
+    """Sends the files of one group over the associations of a pool, each file by one of them.
+
+    report hears of every instance that was taken, `report_entry` of files that could not be opened
+    any more; `opened` of each association, and may refuse it by raising. An association that breaks
+    is replaced as long as the pool allows; what was outstanding on it is reported, not repeated.
+    abort: associations end by A-ABORT instead of A-RELEASE.
+    """
+
+    def __init__(
+        self,
+        pool: AssociationPool,
+        *,
+        window: int,
+        report: Callable[[StoreOutcome], None],
+        report_entry: Callable[[SkippedEntry | FailedEntry], None],
+        opened: Callable[[Association], None],
+        abort: bool = False,
+    ) -> None:
+        self._pool = pool
+        self._window = window
+        self._report = report
+        self._report_entry = report_entry
+        self._opened = opened
+        self._abort = abort
+        self._taken = 0
+        self._exhausted = False
+        self.error: DcmhaulError | None = None
+
+    async def send(self, group: SendGroup, request: AssociationRequest, *, times: int = 1) -> int:
+        """Sends the group; returns how many files were never taken, because the peer was given up.
+
+        `error` is then what it was given up for.
+        """
+        paths = chain.from_iterable(repeat(group.paths, times))
+        source = FileSource(paths, recursive=False, report=self._missed)
+        total = len(group.paths) * times
+        async with flat_nursery() as nursery:
+            for _ in range(min(self._pool.policy.size, total)):
+                nursery.start_soon(self._work, source, request)
+        return total - self._taken
+
+    async def _work(self, source: FileSource, request: AssociationRequest) -> None:
+        while not self._exhausted:
+            try:
+                async with self._pool.association(request) as association:
+                    self._opened(association)
+                    scu = StorageScu(association, window=self._window)
+                    await scu.run(partial(self._take, source), self._answered)
+                    if self._abort:
+                        await association.abort()
+            except PoolExhausted as exc:
+                self.error = exc.cause
+                return
+            except ASSOCIATION_ERRORS:
+                # The pool has counted it and says, at the next turn, whether to go on.
+                continue
+            except UnreadableInstance:
+                # A file shrank under its message, which could only be aborted; it was reported.
+                continue
+
+    async def _take(self, source: FileSource) -> FileInstance | None:
+        instance = await source.take()
+        if instance is None:
+            self._exhausted = True
+        else:
+            self._taken += 1
+        return instance
+
+    def _missed(self, entry: SkippedEntry | FailedEntry) -> None:
+        self._taken += 1
+        self._report_entry(entry)
+
+    def _answered(self, outcome: StoreOutcome) -> None:
+        if outcome.status is not None:
+            self._pool.worked()
+        self._report(outcome)
+        outcome.instance.close()

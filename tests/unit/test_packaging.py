@@ -17,9 +17,9 @@ import dcmhaul
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = (
-    *("ext", "src", "tests", "bench", "docs"),
+    *("ext", "src", "tests", "bench", "docs", "tools", ".ci"),
     *("pyproject.toml", "setup.py", "MANIFEST.in", "Makefile"),
-    *("README.md", "CHANGELOG.md", "LICENSE"),
+    *("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE"),
 )
 
 
@@ -91,7 +91,7 @@ def test_the_sdist_holds_all_sources(built: Path) -> None:
     for path in (ROOT / "ext").rglob("*.*"):
         if path.suffix in (".pyx", ".pxd", ".h"):
             assert str(path.relative_to(ROOT)) in names
-    assert {"Makefile", "LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
+    assert {name for name in SHIPPED if (ROOT / name).is_file()} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc", ".c"))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from typing import TYPE_CHECKING
@@ -90,8 +91,9 @@ def test_real_files_are_sent_as_they_are(file: RealFile) -> None:
     assert instance.study_instance_uid == expected.get("StudyInstanceUID", "")
     assert instance.series_instance_uid == expected.get("SeriesInstanceUID", "")
     assert instance.transfer_syntax_uid == file.syntax
-    assert contents(instance.dataset) == file.dataset
-    assert instance.length == len(file.dataset)
+    padding = b"\0" * (len(file.dataset) % 2 if file.syntax == DEFLATED else 0)
+    assert contents(instance.dataset) == file.dataset + padding
+    assert instance.length == len(file.dataset + padding)
     assert instance.label == instance.path == str(file.path)
     held = file.path.stat().st_size <= HELD_SIZE_MAX
     assert isinstance(instance.dataset, memoryview) is held
@@ -236,7 +238,7 @@ def test_deflated_datasets(write: Writer) -> None:
     packed = deflate(plain_dataset("1.2.3.4"))
     instance = open_instance(write(part10(packed, DEFLATED, "9.9")))
     assert instance.sop_instance_uid == "1.2.3.4"
-    assert contents(instance.dataset) == packed
+    assert contents(instance.dataset) == packed + b"\0" * (len(packed) % 2)
     for cut in range(1, len(packed)):
         with pytest.raises(UnreadableInstance):
             open_instance(write(part10(packed[:cut], DEFLATED)))
@@ -244,6 +246,24 @@ def test_deflated_datasets(write: Writer) -> None:
         open_instance(write(part10(b"\xff" * 50, DEFLATED)))
     with pytest.raises(UnreadableInstance, match="truncated or broken"):
         open_instance(write(part10(deflate(plain_dataset()[:-1]), DEFLATED)))
+
+
+@pytest.mark.parametrize("noise", [70_001, 70_002])
+def test_large_deflated_datasets_of_odd_length_are_padded(
+    write: Writer, noise: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = hashlib.shake_256(b"noise").digest(noise * 2)
+    packed = deflate(plain_dataset(extra=element(0x7FE00010, "OW", pixels)))
+    odd, even = (packed, packed + b"\0") if len(packed) % 2 else (packed + b"\0", packed)
+    instance = open_instance(write(part10(odd, DEFLATED)))
+    assert contents(instance.dataset) == odd + b"\0"
+    assert instance.length == len(odd) + 1
+    instance = open_instance(write(part10(even, DEFLATED)))
+    assert isinstance(instance.dataset, FileRange)
+    assert contents(instance.dataset) == even
+    monkeypatch.setattr(module, "_PADDED_SIZE_MAX", 70_000)
+    with pytest.raises(UnreadableInstance, match="too large to be padded"):
+        open_instance(write(part10(odd, DEFLATED)))
 
 
 def test_a_deflate_bomb_does_not_go_off(write: Writer) -> None:
@@ -254,7 +274,7 @@ def test_a_deflate_bomb_does_not_go_off(write: Writer) -> None:
     packed += b"".join(packer.compress(bytes(1_000_000)) for _ in range(300)) + packer.flush()
     instance = open_instance(write(part10(packed, DEFLATED)))
     assert instance.sop_instance_uid == "1.2.3.4"
-    assert isinstance(instance.dataset, FileRange)
+    assert instance.length == len(packed) + len(packed) % 2
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 100, 132, 70_000])

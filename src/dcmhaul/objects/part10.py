@@ -33,6 +33,7 @@ _PIECE_MAX = 65536
 _META_MAX = 1 << 20  # bytes in which group 0002 of a file must end
 _INLINE_READS_MAX = 16  # further reads that a caller who must not wait will make
 _INFLATED_MAX = 262144  # bytes of a deflated dataset that are looked at
+_PADDED_SIZE_MAX = 64 << 20  # bytes of a large file that are read to add one
 
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
@@ -239,6 +240,8 @@ def _regular(
 ) -> FileInstance:
     """A small file with nothing odd about it, which one pass has seen whole."""
     syntax, explicit, offset, sop_class, sop_instance, study, series = found
+    if sop_class == MEDIA_STORAGE_DIRECTORY:
+        raise NotDicom("a DICOMDIR, which is no instance")
     return FileInstance(
         path=path,
         sop_class_uid=sop_class,
@@ -249,6 +252,15 @@ def _regular(
         dataset=memoryview(head)[offset:].toreadonly(),
         length=len(head) - offset,
     )
+
+
+def _padded(fd: int, device: int, head: bytearray, size: int) -> bytearray:
+    """The file with the NUL that a deflated dataset of odd length is to end with (PS3.5 §A.5)."""
+    if len(head) < size:
+        if size > _PADDED_SIZE_MAX:
+            raise UnreadableInstance("a deflated dataset of odd length is too large to be padded")
+        head, _cold = _read_start(fd, device, size, nowait=False)
+    return head + b"\0"
 
 
 def _open(path: str, fd: int, nowait: bool) -> tuple[FileInstance, bool]:
@@ -268,6 +280,11 @@ def _open(path: str, fd: int, nowait: bool) -> tuple[FileInstance, bool]:
     length = size - offset
     if length == 0:
         raise UnreadableInstance("there is no dataset after group 0002")
+    # A message cannot have an odd length (PS3.8 Annex E), and this syntax says how to pad.
+    if length % 2 and is_deflated(meta.transfer_syntax_uid):
+        head = _padded(fd, status.st_dev, head, size)
+        held = True
+        length += 1
     file = None
     dataset: memoryview | FileRange
     if held:
@@ -301,7 +318,8 @@ def open_instance(path: str | os.PathLike[str], *, nowait: bool = False) -> File
     nowait: BlockingIOError where that would wait for the disk, or would take many reads.
     Raises NotDicom for what is to be skipped (no DICOM, a DICOMDIR, no regular file) and
     UnreadableInstance for DICOM that is truncated, broken, without UIDs or cannot be read.
-    A deflated dataset is judged by its first 256 KiB.
+    A deflated dataset is judged by its first 256 KiB, and held in memory where it needs a NUL to be
+    of even length.
     """
     text = os.fspath(path)
     try:

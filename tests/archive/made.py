@@ -77,7 +77,7 @@ def instance(study: int = 1, series: int = 1, number: int = 1, **values: object)
     dataset.Rows = 4
     dataset.Columns = 2
     dataset.BitsAllocated = 8
-    dataset.add_new(0x7FE00010, "OB", bytes([study, series, number % 256, 0]) * 2)
+    dataset.add_new(0x7FE00010, "OB", bytes([study % 256, series % 256, number % 256, 0]) * 2)
     assign(dataset, **values)
     return dataset
 

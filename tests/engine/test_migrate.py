@@ -72,7 +72,6 @@ async def test_everything_arrives_once_and_a_second_run_moves_nothing(tmp_path: 
         assert (summary.studies, summary.studies_done, summary.pending) == (3, 3, 0)
         assert summary.bytes == sum(i.length for i in instances)
         assert summary.exit_code == 0
-        assert told[0].notice == "job job"
         assert (told[-1].phase, told[-1].instances, told[-1].studies_done) == ("done", 14, 3)
 
         again = await run(options)
@@ -339,7 +338,7 @@ async def test_a_stop_finishes_what_is_in_flight_and_the_next_run_goes_on(tmp_pa
 
 
 async def test_a_second_stop_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
-    old = FakeArchive(some_studies(3, 10))
+    old = FakeArchive(some_studies(3, 80))
     new = FakeArchive(faults=Faults(store_seconds=0.02))
     stop = StopRequest()
 
@@ -350,8 +349,10 @@ async def test_a_second_stop_ends_at_once_and_loses_nothing(tmp_path: Path) -> N
     async with job(tmp_path, old, new, associations=2) as options:
         summary = await run(options, progress=twice, stop=stop)
         assert summary.exit_code == 130
-        assert summary.instances < 30
+        assert summary.instances < 240
         again = await run(options)
     assert again.exit_code == 0
     assert new.digests == old.digests
-    assert sorted(new.stored) == sorted(old.instances)
+    # What was in flight may have been kept, but nothing that was acknowledged is sent again.
+    assert again.instances + again.already == 240
+    assert again.already >= summary.instances

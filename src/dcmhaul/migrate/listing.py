@@ -80,7 +80,8 @@ async def list_folder(
             exclusions += await _add(folder, ledger, ids[uid], found)
         await ledger.add_exclusions(run_id, exclusions)
         for exclusion in exclusions:
-            tracker.notice(f"{exclusion.kind}: {exclusion.locator}: {exclusion.reason}")
+            if exclusion.kind == "skipped":  # the others stand in the summary
+                tracker.notice(f"skipped: {exclusion.locator}: {exclusion.reason}")
         tracker.listed(len(by_study))
     unwanted = [
         study_id

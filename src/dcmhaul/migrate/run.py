@@ -213,7 +213,8 @@ class _Migration:
     async def run(self) -> MigrationSummary:
         asked = identity(self.options)
         self._run = await self._ledger.open_run(self._job, asked, self._recorded_options())
-        self._tracker.notice(f"job {self._job}" + (" (resumed)" if self._run.resumed else ""))
+        if self._run.resumed:
+            self._tracker.notice(f"job {self._job} is in the ledger: it goes on where it was")
         if self._run.state is RunState.DONE and not await self._unfinished():
             return await self._summary("")
         error = ""
@@ -489,7 +490,6 @@ class _Migration:
     def _recorded(self, work: StudyWork, result: InstanceResult) -> None:
         if result.state is InstanceState.FAILED:
             self._tracker.failed += 1
-            self._tracker.notice(f"failed: {result.sop_instance_uid}: {result.comment}")
         self._ledger.record(result)
 
     async def finish_visit(self, work: StudyWork) -> None:

@@ -583,4 +583,7 @@ class _Bytes:
         consume(memoryview(self._data))
 
     def pwrite(self, fd: int, offset: int) -> int:
-        return os.pwrite(fd, self._data, offset)
+        done = 0
+        while done < len(self._data):
+            done += os.pwrite(fd, self._data[done:], offset + done)
+        return done

@@ -6,6 +6,7 @@ each verb pays for its own imports alone.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ VERBS = {
     "get": "C-GET: retrieve instances into a folder",
     "send": "C-STORE: send files and folders",
     "receive": "Storage SCP: take instances into a folder, or discard them",
+    "archive": "an embedded archive: stores, answers queries, sends back",
+    "migrate": "move studies from one archive or folder to another",
     "synth": "write synthetic studies",
 }
 
@@ -99,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our stdout has gone, as `head` does; nothing is left to say it to.
-        sys.stderr.close()
+        # The reader of our stdout has gone; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Console", "Level", "printable"]
 
@@ -37,10 +37,15 @@ class Console:
     def __init__(self, level: Level = Level.WARN) -> None:
         self.level = level
         self.warned: set[str] = set()
+        # A progress bar puts itself here, so that lines go above it.
+        self.above: Callable[[str], None] | None = None
 
     def _write(self, text: str) -> None:
         try:
-            print(printable(text), file=sys.stderr, flush=True)
+            if self.above is not None:
+                self.above(printable(text))
+            else:
+                print(printable(text), file=sys.stderr, flush=True)
         except OSError:
             # A closed stderr must not stop a transfer.
             pass

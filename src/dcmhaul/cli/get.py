@@ -234,7 +234,13 @@ class _Get:
     async def _ask(
         self, questioner: Questioner, typed: list[Identifier]
     ) -> tuple[list[Identifier], list[str]]:
-        from dcmhaul.cli.completion import level_of, levels_of, needs_query, retrieve_identifiers
+        from dcmhaul.cli.completion import (
+            UNIQUE_KEYS,
+            level_of,
+            levels_of,
+            needs_query,
+            retrieve_identifiers,
+        )
         from dcmhaul.cli.retrieval import COMMON_CLASSES, FindFailed
 
         model = self.settings.model
@@ -248,6 +254,9 @@ class _Get:
             elif needs_query(model, query):
                 matches = await questioner.matches(query)
                 found = retrieve_identifiers(model, level, matches)
+                nameless = sum(not match.get(UNIQUE_KEYS[level]) for match in matches)
+                if nameless:
+                    console.warn(f"warning: {nameless} matches have no unique key at {level} level")
                 console.warn(
                     f"asked by C-FIND first: {len(matches)} matches at {level} level, "
                     f"{len(found)} C-GET requests"

@@ -106,8 +106,11 @@ def general_options(*, json_lines: bool = True) -> Decorator:
     return decorate
 
 
-def network_options(*, called: bool = True, send: bool = False) -> Decorator:
-    """Titles, time-outs, PDU lengths, congestion control; packed into the argument `network`."""
+def network_options(*, called: bool = True, connects: bool = True, send: bool = False) -> Decorator:
+    """Titles, time-outs, PDU lengths, congestion control; packed into the argument `network`.
+
+    called: there is one peer, whose title `-aec` gives. connects: `-to` means something.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         decorators = [
@@ -158,16 +161,9 @@ def network_options(*, called: bool = True, send: bool = False) -> Decorator:
                 help="TCP congestion control of our sockets, such as cubic.",
             ),
         ]
-        if called:
-            decorators[1:1] = [
-                click.option(
-                    "-aec",
-                    "--call",
-                    "called_ae_title",
-                    type=AE_TITLE,
-                    metavar="TITLE",
-                    help="The peer's AE title [default: ANY-SCP].",
-                ),
+        if connects:
+            decorators.insert(
+                1,
                 click.option(
                     "-to",
                     "--timeout",
@@ -176,7 +172,19 @@ def network_options(*, called: bool = True, send: bool = False) -> Decorator:
                     metavar="S",
                     help="Wait for the TCP connection [default: 10; 0: no limit].",
                 ),
-            ]
+            )
+        if called:
+            decorators.insert(
+                1,
+                click.option(
+                    "-aec",
+                    "--call",
+                    "called_ae_title",
+                    type=AE_TITLE,
+                    metavar="TITLE",
+                    help="The peer's AE title [default: ANY-SCP].",
+                ),
+            )
         if send:
             decorators.append(
                 click.option(

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dcmhaul.cli.console import printable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TextIO
 
+    from dcmhaul.cli.console import Console
     from dcmhaul.cli.session import Session
 
 __all__ = [
@@ -230,32 +232,39 @@ async def show_progress(session: Session, look: Callable[[], Progress | None]) -
             seen = look()
             if seen is not None:
                 console.warn(f"{session.name}: {seen.text(trio.current_time() - started)}")
-    await _draw(look, session.name, started)
+    await _draw(console, look, session.name, started)
 
 
-async def _draw(look: Callable[[], Progress | None], verb: str, started: float) -> None:
+async def _draw(
+    console: Console, look: Callable[[], Progress | None], verb: str, started: float
+) -> None:
     """The bar. Drawn by this task: rich's own refresh would be a thread beside the transfer."""
     import trio
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
+    screen = RichConsole(stderr=True, highlight=False)
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[text]}", markup=False),
-        console=RichConsole(stderr=True),
+        console=screen,
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,
     )
     with bar:
-        task = bar.add_task(verb, total=None, text="")
-        while True:
-            seen = look()
-            if seen is not None:
-                text = seen.text(trio.current_time() - started)
-                bar.update(task, completed=seen.done, total=seen.total, text=text)
-                bar.refresh()
-            await trio.sleep(1 / PROGRESS_HERTZ)
+        console.above = partial(screen.print, markup=False, soft_wrap=True)
+        try:
+            task = bar.add_task(verb, total=None, text="")
+            while True:
+                seen = look()
+                if seen is not None:
+                    text = seen.text(trio.current_time() - started)
+                    bar.update(task, completed=seen.done, total=seen.total, text=text)
+                    bar.refresh()
+                await trio.sleep(1 / PROGRESS_HERTZ)
+        finally:
+            console.above = None

@@ -16,7 +16,6 @@ from dcmhaul.cli.options import (
     server_options,
     verb,
 )
-from dcmhaul.config import port_number
 from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ Examples:
     "+B", "--bit-preserving", is_flag=True, expose_value=False, help="As received; always so."
 )
 @server_options
-@network_options(called=False)
+@network_options(called=False, connects=False)
 @metrics_option
 @prefer_option
 @click.argument("port", required=False, metavar="PORT")
@@ -83,7 +82,8 @@ def command(
 ) -> None:
     """Storage SCP on PORT: one Part-10 file an instance, named by its SOP Instance UID."""
     configuration = session.configuration
-    number = _port(port, configuration.receive_port)
+    if port is None and configuration.receive_port is None:
+        raise ConfigurationError("receive needs a PORT to listen on")
     if network.calling_ae_title is None and configuration.receive_ae_title is not None:
         network = replace(network, calling_ae_title=configuration.receive_ae_title)
     if discard and durable not in (None, "none"):
@@ -91,12 +91,12 @@ def command(
 
     import trio
 
-    from dcmhaul.cli.server import Server
+    from dcmhaul.cli.server import Server, listening_port
 
     server = Server(
         session,
         session.network(network),
-        port=number,
+        port=listening_port(port or str(configuration.receive_port)),
         bind=bind,
         allow=allow,
         associations_max=associations_max,
@@ -113,14 +113,6 @@ def command(
         extra_classes=configuration.extra_storage_classes,
     )
     trio.run(serve)
-
-
-def _port(typed: str | None, configured: int | None) -> int:
-    if typed is None:
-        if configured is None:
-            raise ConfigurationError("receive needs a PORT to listen on")
-        return configured
-    return 0 if typed == "0" else port_number(typed)
 
 
 def _accepted_syntaxes(letters: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dcmhaul.cli.network import (
     timeouts,
 )
 from dcmhaul.cli.output import Progress, TransferCount, show_progress
-from dcmhaul.config import DEFAULT_AE_TITLE, ae_title
+from dcmhaul.config import DEFAULT_AE_TITLE, ae_title, port_number
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.net import AcceptorLimits, NullObserver, serve_associations
 from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from dcmhaul.net import Association
     from dcmhaul.services.provider import Service
 
-__all__ = ["Server", "allowed_callers"]
+__all__ = ["Server", "allowed_callers", "listening_port"]
+
+
+def listening_port(text: str) -> int:
+    """A port to listen on; 0 takes a free one."""
+    return 0 if text == "0" else port_number(text)
 
 
 def allowed_callers(allow: Sequence[str]) -> tuple[str, ...]:

@@ -116,6 +116,9 @@ class Session:
         """The same for what left a nursery: each different error is said once."""
         said: set[str] = set()
         for leaf in leaves(error):
+            if isinstance(leaf, BrokenPipeError):
+                # Whoever read our stdout has gone, as `head` does; sockets' errors are our own kinds.
+                raise leaf
             if str(leaf) not in said or not isinstance(leaf, DcmhaulError):
                 said.add(str(leaf))
                 self.fail(leaf)

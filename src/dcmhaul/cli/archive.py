@@ -1,0 +1,101 @@
+"""`dcmhaul archive`: the embedded archive as a server."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from dcmhaul.cli.options import metrics_option, network_options, server_options, verb
+
+if TYPE_CHECKING:
+    from dcmhaul.cli.server import Server
+    from dcmhaul.cli.session import NetworkOptions, Session
+
+__all__ = ["command"]
+
+_EPILOG = """\b
+Only its own title is answered. Objects lie below DIR under names of the
+archive's own; the index is DIR/index.db unless --database names another.
+SIGINT and SIGTERM end it with exit code 0. Port 0 takes a free port and
+prints it.
+
+\b
+Example:
+  dcmhaul archive --dir ./store --port 11112 --aet ARCHIVE
+"""
+
+
+@verb("archive", epilog=_EPILOG)
+@click.option("--dir", "folder", required=True, metavar="DIR", help="Where it keeps everything.")
+@click.option("--port", required=True, metavar="PORT", help="Where it listens.")
+@click.option("--database", metavar="URL", help="SQLAlchemy URL of the index.")
+@click.option(
+    "--durable",
+    type=click.Choice(["each", "batch", "none"]),
+    default="batch",
+    show_default=True,
+    help="0000 after each object's own sync, after one shared by several, or without.",
+)
+@click.option("--strict", is_flag=True, help="Queries must name level and unique keys, else A900.")
+@click.option("-pm", "--accept-any", "accept_any", is_flag=True, help="Take unknown SOP classes.")
+@server_options
+@network_options(called=False, connects=False)
+@metrics_option
+def command(
+    session: Session,
+    network: NetworkOptions,
+    folder: str,
+    port: str,
+    database: str | None,
+    durable: str,
+    strict: bool,
+    accept_any: bool,
+    bind: str,
+    allow: tuple[str, ...],
+    associations_max: int,
+    metrics: str | None,
+) -> None:
+    """The embedded archive: takes C-ECHO, C-STORE, C-FIND and C-GET."""
+    import trio
+
+    from dcmhaul.cli.server import Server, listening_port
+
+    server = Server(
+        session,
+        session.network(network),
+        port=listening_port(port),
+        bind=bind,
+        allow=allow,
+        associations_max=associations_max,
+        metrics=metrics,
+        any_called_title=False,
+        accept_any=accept_any,
+    )
+    trio.run(
+        partial(_serve, server, folder=folder, database=database, durable=durable, strict=strict)
+    )
+
+
+async def _serve(
+    server: Server, *, folder: str, database: str | None, durable: str, strict: bool
+) -> None:
+    from dcmhaul.archive import open_archive
+    from dcmhaul.objects.paths import Durability
+
+    session = server.session
+    async with open_archive(
+        folder,
+        ae_title=server.ae_title,
+        database_url=database,
+        durability=Durability(durable),
+        strict=strict,
+    ) as archive:
+        holds = archive.statistics().holds
+        session.console.info(f"holds {holds.studies} studies, {holds.instances} instances")
+        await server.serve(
+            archive.services(extra_classes=session.configuration.extra_storage_classes)
+        )
+        came = archive.statistics()
+        session.summary |= {"duplicates": came.duplicates, "conflicts": came.conflicts}

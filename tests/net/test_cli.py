@@ -1,0 +1,479 @@
+"""The verbs against servers of our own: processes for the servers, this process for the clients."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydicom
+import pydicom.data
+import pytest
+
+from dcmhaul.cli import main
+from dcmhaul.objects.synth import write_studies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FILES = Path(pydicom.data.__file__).parent / "test_files"
+CT = FILES / "CT_small.dcm"
+# What no transfer needs and takes long to import.
+HEAVY = {"pydicom", "numpy", "sqlalchemy", "pydantic", "plotly", "rich"}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DCMHAUL_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("DCMHAUL_LEDGER", f"sqlite:///{tmp_path / 'ledger.db'}")
+    monkeypatch.chdir(tmp_path)
+
+
+class Process:
+    """A server of ours; `said` gathers its stderr until it ends."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "importtime", "-m", "dcmhaul", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[str] = []
+        self.port = 0
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line.rstrip())
+            if found := re.match(r"listening on 127\.0\.0\.1:(\d+) as (\S+)$", line):
+                self.port, self.title = int(found[1]), found[2]
+                break
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.said += [line.rstrip() for line in self.process.stderr]
+
+    @property
+    def address(self) -> str:
+        return f"{self.title}@127.0.0.1:{self.port}"
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code and stdout."""
+        self.process.send_signal(number)
+        out, _ = self.process.communicate(timeout=30)
+        self._reader.join(timeout=30)
+        return self.process.returncode, out
+
+    def modules(self) -> set[str]:
+        """What it imported, by the last part of the line that -X importtime prints."""
+        return {line.rpartition("|")[2].strip() for line in self.said if line.startswith("import ")}
+
+
+@contextlib.contextmanager
+def process(*arguments: str | Path) -> Iterator[Process]:
+    running = Process(*arguments)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.communicate()
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Process]:
+    with process("receive", "0", "--bind", "127.0.0.1", "-od", tmp_path / "in") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """An archive with two synthetic studies and one real instance; the tests only read."""
+    folder = tmp_path_factory.mktemp("archive")
+    write_studies(folder / "filling", 2, 2, 3, "mix", rows=8, columns=8)
+    arguments = ("--dir", folder / "store", "--port", "0", "--aet", "ARCH")
+    with process("archive", *arguments, "--bind", "127.0.0.1", "--durable", "none") as running:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main(["send", running.address, str(folder / "filling"), str(CT)]) == 0
+        yield running
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_echo_and_send_and_receive(
+    receiver: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "echo", receiver.address, "--repeat", "2")
+    assert (code, out.count("0x0000 Success")) == (0, 2)
+    where = ("-aec", "WHATEVER", "127.0.0.1", str(receiver.port))
+    code, out, err = run(capsys, "send", *where, CT, FILES / "README.txt", "--json")
+    assert code == 0
+    skipped, summary = records(out)
+    assert (skipped["type"], skipped["path"]) == ("skipped", str(FILES / "README.txt"))
+    assert "skipped: " in err
+    assert (summary["instances"], summary["failed"], summary["skipped"]) == (1, 0, 1)
+    sent = pydicom.dcmread(CT)
+    [stored] = (tmp_path / "in").iterdir()
+    assert stored.name == f"{sent.SOPInstanceUID}.dcm"
+    assert pydicom.dcmread(stored) == sent
+    # The dataset travels as it is: the same bytes behind both headers.
+    assert stored.read_bytes().endswith(CT.read_bytes()[-summary["bytes"] :])
+    code, out = receiver.stop(signal.SIGINT)
+    assert code == 0
+    assert out.startswith("1 instance received, ")
+
+
+def test_a_server_sums_up_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("receive", "0", "--bind", "127.0.0.1", "--discard", "--json")
+    with process(*arguments) as receiver:
+        assert run(capsys, "send", receiver.address, CT)[0] == 0
+        code, out = receiver.stop()
+    assert code == 0
+    [summary] = records(out)
+    assert (summary["type"], summary["verb"]) == ("summary", "receive")
+    assert (summary["instances"], summary["exit_code"]) == (1, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_light_verbs_stay_light(tmp_path: Path) -> None:
+    with process("receive", "0", "--bind", "127.0.0.1", "--discard") as receiver:
+        for arguments in (["echo", receiver.address], ["send", receiver.address, str(CT)]):
+            done = subprocess.run(
+                [sys.executable, "-X", "importtime", "-m", "dcmhaul", *arguments],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+            modules = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
+            assert "dcmhaul.net" in modules
+            assert not modules & HEAVY, arguments
+        receiver.stop()
+        assert "dcmhaul.services.storage" in receiver.modules()
+        assert not receiver.modules() & HEAVY
+
+
+def test_what_fails_does_not_stop_the_rest(
+    receiver: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    write_studies(folder, 1, 1, 3, rows=8, columns=8)
+    (folder / "bad.dcm").write_bytes(CT.read_bytes()[:2000])
+    code, out, err = run(
+        capsys, "send", receiver.address, folder, "--associations", "2", "--window", "4", "--json"
+    )
+    assert code == 6
+    failed, summary = records(out)
+    assert (failed["type"], failed["path"]) == ("failed", str(folder / "bad.dcm"))
+    assert (summary["instances"], summary["failed"], summary["exit_code"]) == (3, 1, 6)
+    assert err.count("\n") == 1
+    assert len(list((tmp_path / "in").iterdir())) == 3
+
+
+def test_a_context_that_is_refused_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("receive", "0", "--bind", "127.0.0.1", "--discard", "+xi")
+    implicit = FILES / "MR_small_implicit.dcm"
+    with process(*arguments) as receiver:
+        code, out, err = run(capsys, "send", receiver.address, CT, implicit, "--json")
+        assert code == 6
+        assert "accepted no context for CT Image Storage in Explicit VR Little Endian" in err
+        assert err.count("\n") == 1
+        assert records(out)[-1]["instances"] == 1
+        code, out, err = run(capsys, "send", receiver.address, CT)
+        assert code == 3
+        assert "accepted none of the 1 presentation contexts" in err
+
+
+def test_folders_under_the_name_storescu(
+    receiver: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.dcm").write_bytes(CT.read_bytes())
+    (folder / "sub" / "b.dcm").write_bytes((FILES / "MR_small.dcm").read_bytes())
+    where = ("-aec", "X", "127.0.0.1", str(receiver.port))
+    assert run(capsys, "storescu", *where, folder)[0] == 2
+    assert "1 instance sent" in run(capsys, "storescu", "+sd", *where, folder)[1]
+    assert "2 instances sent" in run(capsys, "storescu", *where, folder, "+sd", "+r")[1]
+    assert "2 instances sent" in run(capsys, "send", *where, folder)[1]
+
+
+def test_send_repeats(receiver: Process, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "send", receiver.address, CT, "--repeat", "5", "--window", "2")
+    assert (code, out.split(" ")[0]) == (0, "5")
+
+
+def test_files_without_meta(
+    receiver: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = FILES / "ExplVR_LitEndNoMeta.dcm"
+    code, out, _ = run(capsys, "send", receiver.address, bare, "+fo", "--json")
+    assert code == 4
+    assert records(out)[0]["type"] == "skipped"
+    assert run(capsys, "send", receiver.address, bare)[0] == 0
+
+
+def test_nothing_to_send(
+    receiver: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, out, err = run(capsys, "send", receiver.address, tmp_path / "empty", "--json")
+    assert (code, records(out)[-1]["exit_code"]) == (4, 4)
+    assert err == "dcmhaul send: no DICOM file to send\n"
+
+
+def test_a_peer_that_goes_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out"
+    write_studies(folder, 1, 1, 2, rows=8, columns=8)
+    code, out, err = run(capsys, "send", "A@127.0.0.1:1", folder, "--json")
+    assert code == 3
+    summary = records(out)[-1]
+    assert (summary["instances"], summary["failed"], summary["exit_code"]) == (0, 2, 3)
+    assert err.splitlines()[-1] == "2 instances were not sent"
+
+
+def test_a_port_that_speaks_something_else(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        code, out, err = run(capsys, "echo", f"A@127.0.0.1:{port}")
+        thread.join(timeout=10)
+    assert (code, out) == (3, "")
+    assert err.count("\n") == 1
+    assert "does not speak DICOM" in err
+
+
+def test_who_may_call(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("receive", "0", "--bind", "127.0.0.1", "--discard", "--allow", "GOOD@localhost")
+    with process(*arguments) as receiver:
+        code, _, err = run(capsys, "echo", receiver.address)
+        assert code == 3
+        assert "calling AE title not recognized" in err
+        assert run(capsys, "echo", receiver.address, "-aet", "GOOD")[0] == 0
+
+
+def test_the_archive_answers_its_own_title_alone(
+    archive: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "echo", f"OTHER@127.0.0.1:{archive.port}")
+    assert code == 3
+    assert "called AE title not recognized" in err
+    assert run(capsys, "echo", archive.address)[0] == 0
+
+
+def test_lengths_and_deadlines_are_those_typed(
+    archive: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("-v", "-pdu", "16384", "--max-send-pdu", "8192", "-to", "5", "-ta", "5", "-td", "5")
+    code, _, err = run(capsys, "send", archive.address, CT, *options)
+    assert code == 0
+    assert "PDU to send 8192" in err
+
+
+def test_metrics_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("receive", "0", "--bind", "127.0.0.1", "--discard", "--metrics", "127.0.0.1:0")
+    with process(*arguments) as receiver:
+        assert run(capsys, "send", receiver.address, CT)[0] == 0
+        [url] = [word for line in receiver.said for word in line.split() if "/metrics" in word]
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+    assert re.search(
+        r'^dcmhaul_instances_total\{direction="in".*"success"\} 1\.0$', text, re.MULTILINE
+    )
+
+
+def test_find_prints_lines(archive: Process, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(
+        capsys, "find", archive.address, "-S", "-k", "PatientID", "-k", "0008,0020=20040119"
+    )
+    assert (code, out, err) == (0, "PatientID\tStudyDate\n1CT1\t20040119\n", "")
+
+
+def test_find_prints_dicom_json(archive: Process, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("find", archive.address, "-S", "-k", "PatientName=Comp*", "--json")
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    match, summary = records(out)
+    assert match["00100010"]["Value"] == [{"Alphabetic": "CompressedSamples^CT1"}]
+    assert "type" not in match
+    assert (summary["type"], summary["matches"]) == ("summary", 1)
+
+
+def test_find_without_a_match(archive: Process, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "find", archive.address, "-S", "-k", "PatientName=NOBODY")
+    assert (code, out) == (4, "PatientName\n")
+
+
+def test_find_in_the_default_model(archive: Process, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "find", archive.address, "-k", "PatientName")
+    assert code == 3
+    assert err.splitlines()[0] == "worklist model (default); use -S for studies"
+
+
+def test_find_takes_a_level_of_its_own(
+    archive: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("-k", "SeriesInstanceUID", "-k", "Modality")
+    code, out, err = run(capsys, "find", archive.address, "-S", *keys, "-k", "0008,0052=SERIES")
+    assert code == 0
+    assert out.count("\n") == 6
+    assert "warning: a query at SERIES level" in err
+
+
+def test_find_cancels(archive: Process, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(
+        capsys, "find", archive.address, "-S", "-k", "PatientID", "--cancel", "1", "--json"
+    )
+    assert code == 0
+    assert records(out)[-1]["matches"] >= 1
+
+
+def test_find_writes_its_matches(
+    archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "matches"
+    arguments = ("find", archive.address, "-S", "-k", "PatientID", "-X", "-od", folder)
+    assert run(capsys, *arguments)[0] == 0
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["rsp0001.dcm", "rsp0002.dcm", "rsp0003.dcm"]
+    assert pydicom.dcmread(folder / "rsp0001.dcm").QueryRetrieveLevel.strip() == "STUDY"
+
+
+def test_find_asks_every_query_file(
+    archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, patient in (("a.dcm", "1CT1"), ("b.dcm", "SYNTH-000001")):
+        query = pydicom.Dataset()
+        query.QueryRetrieveLevel = "STUDY"
+        query.PatientID = patient
+        query.file_meta = pydicom.dataset.FileMetaDataset()
+        query.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        query.save_as(tmp_path / name, enforce_file_format=False)
+    files = (tmp_path / "a.dcm", tmp_path / "b.dcm")
+    code, out, _ = run(capsys, "find", archive.address, *files, "-S", "-k", "Modality")
+    assert code == 0
+    assert out == "PatientID\tModality\n1CT1\t\nSYNTH-000001\t\n"
+
+
+def test_get_by_a_patients_name(
+    archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seed's form: no model, no level, nothing but a name."""
+    folder = tmp_path / "got"
+    keys = ("-k", "0x0010,0x0010=CompressedSamples^CT1")
+    where = ("-aet", "DebugTest", "-aec", "ARCH", "-pdu", "32768")
+    code, out, err = run(
+        capsys, "getscu", *where, *keys, "127.0.0.1", str(archive.port), "-od", folder
+    )
+    assert code == 0
+    assert "asked by C-FIND first: 1 matches at PATIENT level" in err
+    assert out.startswith("1 instance retrieved")
+    [file] = folder.iterdir()
+    assert pydicom.dcmread(file) == pydicom.dcmread(CT)
+
+
+@pytest.mark.parametrize("associations", ["1", "3", "20"])
+def test_get_over_associations(
+    archive: Process, tmp_path: Path, associations: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "got"
+    options = ("-od", folder, "--associations", associations, "--json")
+    code, out, _ = run(capsys, "get", archive.address, "-S", "-k", "PatientID=SYNTH*", *options)
+    assert code == 0
+    assert records(out)[-1]["instances"] == 12
+    assert len(list(folder.iterdir())) == 12
+
+
+def test_get_of_nothing(
+    archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for keys in (["PatientName=NOBODY"], ["StudyInstanceUID=1.2.3"]):
+        code, out, err = run(capsys, "get", archive.address, "-S", "-k", *keys, "--json")
+        assert (code, records(out)[-1]["exit_code"]) == (4, 4)
+        assert "nothing matched" in err
+
+
+def test_get_as_typed(archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "got"
+    options = ("--as-typed", "-od", folder)
+    code, out, err = run(capsys, "get", archive.address, "-S", "-k", "PatientID=1CT1", *options)
+    assert code == 0
+    assert "asked by C-FIND" not in err
+    assert out.startswith("1 instance retrieved")
+
+
+def test_get_that_keeps_nothing(
+    archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(tmp_path.iterdir())
+    options = ("--ignore", "--repeat", "2", "--json")
+    code, out, _ = run(capsys, "get", archive.address, "-S", "-k", "PatientID=1CT1", *options)
+    assert (code, records(out)[-1]["instances"]) == (0, 2)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_migrate_into_a_folder_twice(
+    archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    options = ("-k", "PatientID=SYNTH*", "--job", "one", "--json")
+    code, out, _ = run(capsys, "migrate", archive.address, f"{target}/", *options)
+    assert code == 0
+    summary = records(out)[-1]
+    assert (summary["instances"], summary["already"], summary["studies_done"]) == (12, 0, 2)
+    assert len(list(target.rglob("*.dcm"))) == 12
+    code, out, _ = run(capsys, "migrate", archive.address, f"{target}/", *options)
+    assert (code, records(out)[-1]["instances"], records(out)[-1]["already"]) == (0, 0, 12)
+
+
+def test_migrate_refuses_what_it_cannot_read(
+    archive: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "migrate", archive.address, "nowhere")[0] == 2
+    assert run(capsys, "migrate", archive.address, "./x", "-k", "NoSuchKeyword")[0] == 2
+    code, out, _ = run(capsys, "migrate", "A@127.0.0.1:1", archive.address, "--json")
+    assert (code, records(out)[-1]["exit_code"]) == (3, 3)
+
+
+def test_a_reader_that_goes_away(archive: Process) -> None:
+    arguments = ["find", archive.address, "-S", "-k", "PatientID"]
+    done = subprocess.run(
+        f"{sys.executable} -m dcmhaul {' '.join(arguments)} | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""

@@ -32,7 +32,7 @@ from dcmhaul.net import (
     open_association,
     serve_associations,
 )
-from dcmhaul.protocol.dimse import CEchoRq, CStoreRq, CStoreRsp
+from dcmhaul.protocol.dimse import CEchoRq, CEchoRsp, CStoreRq, CStoreRsp
 from dcmhaul.protocol.negotiation import AcceptorPolicy, AssociationRequest, SupportedContext
 from dcmhaul.wire.items import PresentationContextRq
 
@@ -78,6 +78,11 @@ def store_rsp(message_id: int) -> CStoreRsp:
     )
 
 
+def raise_it(_peer: str, error: Exception) -> None:
+    """A handler's failed assertion fails the test."""
+    raise error
+
+
 @asynccontextmanager
 async def serving(
     handler: Callable[[Association], Awaitable[None]],
@@ -92,6 +97,7 @@ async def serving(
                 accept or policy(),
                 host="127.0.0.1",
                 task_status=task_status,
+                on_error=raise_it,
                 **options,  # type: ignore[arg-type]
             )
 
@@ -280,6 +286,35 @@ async def test_a_dataset_that_never_ends() -> None:
                         await writer.write(bytes(1_000_000))
             if isinstance(caught.value, AssociationAborted):
                 assert caught.value.source == 0
+
+
+async def test_an_error_in_one_handler_ends_one_association(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def handler(association: Association) -> None:
+        incoming = await association.receive()
+        if incoming is not None and incoming.message.has_dataset:
+            raise RuntimeError("PatientName^in^a^text")
+        association.queue(3, CEchoRsp(message_id_being_responded_to=1, status=0))
+        await association.receive()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            ((_, port),) = await nursery.start(
+                partial(serve_associations, handler, policy(), host="127.0.0.1")
+            )
+            async with open_association("127.0.0.1", port, request()) as other:
+                with pytest.raises(AssociationAborted):
+                    async with open_association("127.0.0.1", port, request()) as a:
+                        await a.send(1, store_rq(1), bytes(10))
+                        await a.receive()
+                other.queue(3, CEchoRq(message_id=1, affected_sop_class_uid=uids.VERIFICATION))
+                assert await other.receive() is not None
+            nursery.cancel_scope.cancel()
+    shown = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(shown) == 1
+    assert "RuntimeError" in shown[0].getMessage()
+    assert "PatientName" not in shown[0].getMessage()
 
 
 async def test_rejection_names_its_reason() -> None:

@@ -216,15 +216,18 @@ def test_park_returns_an_empty_slab_only() -> None:
 
 
 def test_message_incomplete() -> None:
-    r = reader()
-    assert not r.message_incomplete
-    r.feed(p_data(pdv(b"c", command=True)))
-    r.next()
-    assert r.message_incomplete
-    r.feed(p_data(pdv(b"d", command=True, last=True)))
-    assert r.next() == COMMAND
-    r.expect_dataset(False)
-    assert not r.message_incomplete
+    def states(r: PduReader) -> list[bool]:
+        seen = [r.message_incomplete]
+        r.feed(p_data(pdv(b"c", command=True)))
+        r.next()
+        seen.append(r.message_incomplete)
+        r.feed(p_data(pdv(b"d", command=True, last=True)))
+        assert r.next() == COMMAND
+        r.expect_dataset(False)
+        seen.append(r.message_incomplete)
+        return seen
+
+    assert states(reader()) == [False, True, False]
 
 
 def test_calls_out_of_order_are_our_own_bugs() -> None:

@@ -31,7 +31,7 @@ from dcmhaul.protocol.events import (
 )
 from dcmhaul.protocol.states import State
 from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA
-from dcmhaul.wire.pdu import PDU_HEADER_SIZE, AAbort, PduType
+from dcmhaul.wire.pdu import PDU_HEADER_SIZE, AAbort, PduType, describe_abort
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -275,8 +275,7 @@ class Association:
             return AssociationAborted(
                 event.source,
                 event.reason,
-                f"{self.peer}: the peer aborted the association "
-                f"({_abort_text(event.source, event.reason)})",
+                f"{self.peer}: the association was {describe_abort(event.source, event.reason)}",
             )
         return LocalProtocolError(f"unexpected {type(event).__name__}")
 
@@ -572,19 +571,3 @@ class _Collector:
             self.parts.append(data.copy_data())
         else:
             self.parts.clear()
-
-
-_ABORT_REASONS: Final = {
-    0: "reason not specified",
-    1: "unrecognized PDU",
-    2: "unexpected PDU",
-    4: "unrecognized PDU parameter",
-    5: "unexpected PDU parameter",
-    6: "invalid PDU parameter value",
-}
-
-
-def _abort_text(source: int, reason: int) -> str:
-    if source == 0:
-        return "by its service-user"
-    return f"by its service-provider: {_ABORT_REASONS.get(reason, f'reason {reason}')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -12,7 +13,6 @@ import trio
 from dcmhaul.errors import (
     AssociationAborted,
     ConfigurationError,
-    LocalProtocolError,
     RemoteProtocolError,
     TransportError,
 )
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
 __all__ = ["serve_associations"]
+
+_log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
 # Connections beyond the limit that still get an A-ASSOCIATE-RJ instead of a closed socket.
@@ -50,12 +52,14 @@ async def serve_associations(
     timeouts: Timeouts | None = None,
     options: SocketOptions | None = None,
     observer: Observer | None = None,
+    on_error: Callable[[str, Exception], None] | None = None,
     task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listens for ever; each association runs `handler` in a task of its own.
 
     `task_status` is started with the addresses that are listened on. ConfigurationError where an
-    address cannot be had.
+    address cannot be had. `on_error` hears of what a handler should never raise, with the peer: the
+    association is aborted, the others go on. Without it the log has one line, its traceback at debug.
     """
     server = _Server(
         handler,
@@ -63,6 +67,7 @@ async def serve_associations(
         limits or AcceptorLimits(),
         timeouts or Timeouts(),
         observer or NullObserver(),
+        on_error or _log_error,
     )
     sockets = await _listen(host, port, options or SocketOptions())
     try:
@@ -110,7 +115,9 @@ class _Server:
         limits: AcceptorLimits,
         timeouts: Timeouts,
         observer: Observer,
+        on_error: Callable[[str, Exception], None],
     ) -> None:
+        self.on_error = on_error
         self.handler = handler
         self.policy = policy
         self.limits = limits
@@ -182,10 +189,12 @@ class _Server:
         self.observer.association_opened(Role.ACCEPTOR, peer, association.stats)
         try:
             await self.handler(association)
-        except (RemoteProtocolError, LocalProtocolError):
+        except RemoteProtocolError:
             pass  # the abort below says it to the peer, and counts it
         except (TransportError, AssociationAborted):
             pass  # counted where it was met; nobody is left to tell
+        except Exception as exc:
+            self.on_error(peer, exc)
         finally:
             if not association.ended:
                 await association.abort()
@@ -249,6 +258,12 @@ class _Server:
                 self.observer.association_aborted(
                     Role.ACCEPTOR, "local", abort.source, abort.reason
                 )
+
+
+def _log_error(peer: str, error: Exception) -> None:
+    # The text of an error may quote what a peer sent, so only its kind is said unasked.
+    _log.error("%s: internal error (%s), association aborted", peer, type(error).__name__)
+    _log.debug("%s", peer, exc_info=error)
 
 
 def _queue_all(transport: Transport, pdus: Iterable[bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -29,6 +29,7 @@ from dcmhaul.protocol.negotiation import AssociationRequest, requestor_agreement
 from dcmhaul.protocol.upper_layer import UpperLayer
 from dcmhaul.wire._fragments import SendQueue
 from dcmhaul.wire._frames import NEED_DATA, PduReader
+from dcmhaul.wire.pdu import describe_abort, describe_rejection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,18 +37,6 @@ if TYPE_CHECKING:
     from dcmhaul.wire.pdu import AAssociateAc
 
 __all__ = ["open_association"]
-
-# PS3.8 §9.3.4: what an A-ASSOCIATE-RJ says, by source and reason.
-REJECT_TEXT: Final = {
-    (1, 1): "no reason given",
-    (1, 2): "application context name not supported",
-    (1, 3): "calling AE title not recognized",
-    (1, 7): "called AE title not recognized",
-    (2, 1): "no reason given",
-    (2, 2): "protocol version not supported",
-    (3, 1): "temporary congestion",
-    (3, 2): "local limit exceeded",
-}
 
 
 @asynccontextmanager
@@ -139,15 +128,16 @@ async def _negotiate(
     if isinstance(event, AssociationRejectedEvent):
         rj = event.rj
         observer.association_rejected(Role.REQUESTOR, rj.result, rj.source, rj.reason)
-        text = REJECT_TEXT.get((rj.source, rj.reason), f"source {rj.source} reason {rj.reason}")
-        kind = "for now" if rj.result == 2 else "for good"
+        text = describe_rejection(rj.result, rj.source, rj.reason)
         raise AssociationRejected(
-            rj.result, rj.source, rj.reason, f"{peer} rejected the association {kind}: {text}"
+            rj.result, rj.source, rj.reason, f"{peer}: the association was {text}"
         )
     if isinstance(event, Aborted) or upper.close_transport:
         source, reason = (event.source, event.reason) if isinstance(event, Aborted) else (2, 0)
         observer.association_aborted(Role.REQUESTOR, "peer", source, reason)
-        raise AssociationAborted(source, reason, f"{peer} aborted instead of accepting")
+        raise AssociationAborted(
+            source, reason, f"{peer}: the association was {describe_abort(source, reason)}"
+        )
     raise TransportError(
         f"{peer} answered the association request with PDU type "
         f"0x{transport.reader.pdu_type:02X}, broken or out of place"

@@ -126,12 +126,12 @@ async def test_the_same_bytes_in_another_syntax_are_another_object(tmp_path: Pat
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_what_already_lies_there_is_never_replaced(tmp_path: Path, mode: Durability) -> None:
-    (tmp_path / "1.2.3.4.dcm").write_bytes(b"something else")
+    (tmp_path / "1.2.3.4.dcm").write_bytes(b"other")
     (tmp_path / "1.2.3.4.1.dcm").symlink_to(tmp_path / "dangling")
     with FolderSinks(tmp_path, durable=mode) as sinks:
         assert (await store(sinks, plain_dataset())).status == 0
     assert names(tmp_path) == ["1.2.3.4.1.dcm", "1.2.3.4.2.dcm", "1.2.3.4.dcm"]
-    assert (tmp_path / "1.2.3.4.dcm").read_bytes() == b"something else"
+    assert (tmp_path / "1.2.3.4.dcm").read_bytes() == b"other"
     assert not (tmp_path / "dangling").exists()
 
 

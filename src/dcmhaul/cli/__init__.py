@@ -31,6 +31,7 @@ VERBS = {
     "archive": "an embedded archive: stores, answers queries, sends back",
     "migrate": "move studies from one archive or folder to another",
     "synth": "write synthetic studies",
+    "demo": "two archives, real files, and a migration between them",
 }
 
 # DCMTK's name -> verb.

@@ -22,9 +22,11 @@ from dcmhaul.cli.output import (
 from dcmhaul.config import DEFAULT_AE_TITLE, Peer, parse_peer
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     import trio
 
-    from dcmhaul.cli.session import Session
+    from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.engine.scheduler import StopRequest
     from dcmhaul.migrate.plan import MigrateOptions
     from dcmhaul.migrate.report import MigrationSummary
@@ -89,7 +91,7 @@ Examples:
 @click.argument("destination", metavar="DST")
 def command(
     session: Session,
-    network: Any,
+    network: NetworkOptions,
     source: str,
     destination: str,
     keys: tuple[str, ...],
@@ -170,7 +172,11 @@ async def _run(session: Session, options: MigrateOptions, metrics: str | None) -
     finish_migration(session, summary)
 
 
-async def show_migration(session: Session, stop: StopRequest, run: Any) -> MigrationSummary:
+async def show_migration(
+    session: Session,
+    stop: StopRequest,
+    run: Callable[[Callable[[MigrationProgress], None]], Awaitable[MigrationSummary]],
+) -> MigrationSummary:
     """Runs `run(progress)` with its progress shown; Ctrl-C stops it gently, a second one at once."""
     import trio
 
@@ -204,7 +210,7 @@ async def show_migration(session: Session, stop: StopRequest, run: Any) -> Migra
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: listen(task_status))
         nursery.start_soon(show_progress, session, look)
-        summary: MigrationSummary = await run(progress)
+        summary = await run(progress)
         nursery.cancel_scope.cancel()
     return summary
 

@@ -7,6 +7,7 @@ trio is not used: its 64 KiB reads and 16 KiB of unsent data cost twenty times t
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -87,7 +88,8 @@ async def connect(
                     raise
                 else:
                     return sock
-            reason = failure.strerror if failure is not None and failure.strerror else failure
+            # trio repeats the address in its text; the number says what the kernel said.
+            reason = os.strerror(failure.errno) if failure and failure.errno else failure
             raise TransportError(
                 f"{host}:{port}: no connection ({reason}); is the peer running there?"
             ) from failure

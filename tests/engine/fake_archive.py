@@ -220,13 +220,8 @@ class FakeArchive:
             storage._contexts = {c: storage._contexts[c] for c in self.faults.classes}
         services: list[object] = [VerificationScp(), storage]
         get = GetScp(self._select)
-        if self.faults.classes is not None:
-            get._contexts = {
-                c: s
-                for c, s in get._contexts.items()
-                if c in self.faults.classes or c not in uids.STORAGE_SOP_CLASSES
-            }
-        elif self.faults.syntaxes:
+        if self.faults.syntaxes or self.faults.classes is not None:
+            # What it takes for storage is then said by the storage service alone.
             get._contexts = {
                 c: s for c, s in get._contexts.items() if c not in uids.STORAGE_SOP_CLASSES
             }

@@ -273,6 +273,20 @@ async def test_an_answer_that_is_lost_is_settled_by_asking(tmp_path: Path) -> No
     assert (summary.instances, summary.already, summary.failed) == (4, 1, 0)
 
 
+async def test_an_instance_that_kills_every_association_is_given_up(tmp_path: Path) -> None:
+    instances = some_studies(2, 4)
+    bad = instances[2].sop_instance_uid
+    old = FakeArchive(instances)
+    new = FakeArchive()
+    new.faults.store_abort = lambda n: new.received[n - 1] == bad
+    new.faults.store = lambda instance, _n: 0xA700 if instance.sop_instance_uid == bad else None
+    async with job(tmp_path, old, new, associations=1, window=1) as options:
+        summary = await run(options)
+    assert (summary.instances, summary.failed, summary.exit_code) == (7, 1, 5)
+    assert [failure.sop_instance_uid for failure in summary.failures] == [bad]
+    assert new.received.count(bad) == 3
+
+
 async def test_a_peer_that_is_not_there(tmp_path: Path) -> None:
     old = FakeArchive(some_studies(1, 1))
     async with job(tmp_path, old, FakeArchive()) as options:

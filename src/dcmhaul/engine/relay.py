@@ -104,7 +104,7 @@ class Destination(Protocol):
         """Returns when every instance that it was given is reported."""
 
     def open(self, instance: IncomingInstance) -> Receiver:
-        """StoreRefused where it cannot take this instance; that was then reported."""
+        """StoreRefused where it cannot take this instance."""
 
 
 # -- the destination is an association ----------------------------------------------------------------
@@ -114,7 +114,7 @@ class PeerDestination:
     """The C-STORE SCU of a relay. One task streams into it; its own task reads the responses.
 
     Invariant: a message ID is in `_unanswered` from before its C-STORE-RQ leaves until its response came
-    or the association failed; each instance is reported exactly once.
+    or the association failed; each instance that was tried is reported exactly once.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class PeerDestination:
     def open(self, instance: IncomingInstance) -> _Forward:
         forward = _Forward(self, instance)
         if self.failure is not None:
-            self._report(forward.outcome(error=self.failure))
+            # Nothing was tried with it, so there is nothing to report.
             raise StoreRefused(
                 StoreReply(status=OUT_OF_RESOURCES, error_comment="the destination was lost")
             )
@@ -381,7 +381,8 @@ class _Forward:
         self._error = error
         destination = self._destination
         destination._unanswered.pop(self._message_id, None)
-        self._report(self.outcome(error=error, unknown=self.due_from is not None))
+        if self._writer is not None:  # else nothing was tried with it
+            self._report(self.outcome(error=error, unknown=self.due_from is not None))
         destination._fail(error)
         self._done.set()
         if self._writer is not None:

@@ -395,7 +395,8 @@ class _Migration:
             found = await self._held(work)
             results = work.present(found or ())
             for result in results:
-                self._tracker.present(result)
+                if result.state is InstanceState.IDENTICAL_PRESENT:
+                    self._tracker.present()
             await self.record(work, results)
             if not work.open and found is not None:
                 level = self.options.verify

@@ -70,6 +70,8 @@ class StudyWork:
     extra_results: list[InstanceResult] = field(default_factory=list)
     """Of those: to be recorded once there are rows."""
     last_status: int | None = None
+    _doomed: set[str] = field(default_factory=set)
+    """Unknown, and given up unless the destination turns out to hold them."""
     in_flight: int = 0
     """Folder sources: instances of this visit that are not settled yet."""
 
@@ -130,8 +132,10 @@ class StudyWork:
                     state=InstanceState.IDENTICAL_PRESENT,
                 )
             )
-        # What was unknown and is not there was never stored.
+        # What was unknown and is not there was never stored; some of it was tried often enough.
         self.unknown.clear()
+        results += [self._fail(uid) for uid in sorted(self._doomed & self.open)]
+        self._doomed.clear()
         return results
 
     def fold(self, outcome: RelayOutcome) -> InstanceResult | None:
@@ -161,8 +165,10 @@ class StudyWork:
         self.delay_seconds = max(self.delay_seconds, decision.delay_seconds)
         self.reasons[uid] = (outcome.status, decision.retryable, text)
         # Of an instance whose answer was lost nothing is known: asking comes before giving up.
-        if decision.verdict is Verdict.GIVE_UP and uid not in self.unknown:
-            return self._fail(uid, outcome.length)
+        if decision.verdict is Verdict.GIVE_UP:
+            if uid not in self.unknown:
+                return self._fail(uid, outcome.length)
+            self._doomed.add(uid)
         return None
 
     def not_delivered(self, asked: Iterable[str], result: GetResult) -> list[InstanceResult]:

@@ -78,7 +78,7 @@ class Tracker:
         self.bytes += length
         self._tell()
 
-    def present(self, _result: object) -> None:
+    def present(self) -> None:
         self.already += 1
         self._tell()
 

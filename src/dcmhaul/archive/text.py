@@ -79,7 +79,7 @@ def decode(value: bytes, character_set: str) -> str:
     character_set: the terms of (0008,0005), separated by backslashes; empty for the default.
     """
     if value.isascii() and b"\x1b" not in value:
-        return clean(value.decode("ascii"))
+        return value.decode("ascii").replace("\0", "").strip(" ")[:TEXT_LENGTH_MAX].rstrip(" ")
     codec = _codec(character_set.partition("\\")[0])
     if b"\x1b" not in value:
         return clean(_piece(value, codec, b""))

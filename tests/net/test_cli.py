@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 FILES = Path(pydicom.data.__file__).parent / "test_files"
 CT = FILES / "CT_small.dcm"
+
+# pydicom gives struct both str and bytes layouts, which -bb complains of when their hashes meet.
+pytestmark = pytest.mark.filterwarnings("ignore::BytesWarning")
 # What no transfer needs and takes long to import.
 HEAVY = {"pydicom", "numpy", "sqlalchemy", "pydantic", "plotly", "rich"}
 

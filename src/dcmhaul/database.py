@@ -51,7 +51,7 @@ SCHEMA = sa.Table(
 
 
 class DatabaseError(DcmhaulError):
-    """A transaction could not be made durable: nothing of it is in the database."""
+    """The database refused: nothing of the transaction counts. The cause is the driver's error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,7 @@ class Writer:
 
     def __init__(self, engine: Engine, *, batch_jobs: int, queued_jobs: int) -> None:
         self._engine = engine
+        self._refusals = (SQLAlchemyError, engine.dialect.loaded_dbapi.Error)
         self._batch_jobs = batch_jobs
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -114,8 +115,8 @@ class Writer:
 
         `after`: hashable calls without arguments that must have succeeded before the transaction
         begins (syncs of folders); equal ones of one batch are called once. Raises what `function`
-        or a call of `after` raised, or DatabaseError where the COMMIT failed. Cancelled while
-        waiting: the function may or may not have run.
+        or a call of `after` raised; DatabaseError where the database refused a statement or the
+        COMMIT. Cancelled while waiting: the function may or may not have run.
         """
         job = _Job(function, after)
         async with self._room:
@@ -194,7 +195,10 @@ class Writer:
             self._undo(transaction)
             if len(jobs) > 1:
                 return False
-            jobs[0].error = exc
+            if isinstance(exc, self._refusals):
+                _fail(jobs, exc, "the database refused")
+            else:
+                jobs[0].error = exc
             return True
         try:
             transaction.commit()
@@ -214,7 +218,7 @@ class Writer:
             transaction.rollback()
         # After a COMMIT that failed that does nothing, yet the driver may still be inside.
         assert self._connection is not None
-        with contextlib.suppress(SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error):
+        with contextlib.suppress(*self._refusals):
             self._connection.connection.rollback()
 
     def _checkpoint(self, mode: str) -> None:
@@ -301,7 +305,8 @@ class Database:
         result.
 
         It sees what was committed before. Keep it short: an open read holds SQLite's log back, so
-        long answers are read in pages. Whatever it raises comes out.
+        long answers are read in pages. Raises what the function raises, the database's errors as
+        DatabaseError.
         """
         return await trio.to_thread.run_sync(
             functools.partial(self._read, function), limiter=self._limiter
@@ -315,8 +320,11 @@ class Database:
         return str(cast("sa.ClauseElement", statement).compile(self._readers))
 
     def _read(self, function: Callable[[Connection], T]) -> T:
-        with self._readers.connect() as connection, connection.begin():
-            return function(connection)
+        try:
+            with self._readers.connect() as connection, connection.begin():
+                return function(connection)
+        except (SQLAlchemyError, self._readers.dialect.loaded_dbapi.Error) as exc:
+            raise DatabaseError(f"the database refused: {_first_line(exc)}") from exc
 
 
 @contextlib.asynccontextmanager
@@ -384,7 +392,10 @@ def _parse_url(url: str) -> URL:
 def _engine(url: URL, *, begin: str, synchronous: bool) -> Engine:
     try:
         if url.get_backend_name() == "postgresql":
-            return sa.create_engine(url, pool_size=READERS_MAX, pool_pre_ping=True)
+            # Positional parameters, so that `compile` gives the same form everywhere.
+            return sa.create_engine(
+                url, pool_size=READERS_MAX, pool_pre_ping=True, paramstyle="format"
+            )
         engine = sa.create_engine(url, pool_size=READERS_MAX)
     except ImportError as exc:
         raise ConfigurationError(
@@ -426,6 +437,8 @@ class _Lock:
             os.close(self._descriptor)
             self._descriptor = None
         if self.session is not None:
+            # The lock lives as long as the server's session, so the pool must not keep it.
+            self.session.invalidate()
             self.session.close()
             self.session = None
 

@@ -29,10 +29,11 @@ from tests.archive.made import CT, decode, encode, instance, pieces, real_files
 from tests.archive.test_query import query
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from pydicom.dataset import Dataset
+    from sqlalchemy.engine import Connection
 
 EXPLICIT = uids.EXPLICIT_VR_LITTLE_ENDIAN
 STUDY = QueryModel.STUDY_ROOT
@@ -354,6 +355,31 @@ async def test_a_failing_disk_never_ends_in_0000(
     async with opened(tmp_path) as archive:
         assert archive.recovery.missing == []
         assert "1.2.3.2.1.1" in await contents(archive)
+
+
+async def test_a_full_index_never_ends_in_0000(tmp_path: Path) -> None:
+    async with opened(tmp_path) as archive:
+
+        def limit(pages: int) -> Callable[[Connection], object]:
+            return lambda c: c.exec_driver_sql(f"PRAGMA max_page_count={pages}").scalar()
+
+        await archive._database.submit(limit(1))
+        reply = StoreReply(status=0)
+        count = 0
+        while reply.status == 0 and count < 200:
+            count += 1
+            reply = await store(archive, instance(count, StudyDescription="x" * 900))
+        assert reply.status == 0xA700
+        assert reply.error_comment == "cannot store: the index cannot be written"
+        assert archive.statistics().stored == count - 1
+        await archive._database.submit(limit(1_000_000))
+        assert (await store(archive, instance(count))).status == 0
+        assert len(await contents(archive)) == count
+    async with opened(tmp_path) as archive:
+        # The object that was refused had its name already: it was sent again, so it is a conflict's
+        # or a duplicate's file now.
+        assert archive.recovery.missing == []
+        assert len(await contents(archive)) == count
 
 
 # -- what cannot be archived --------------------------------------------------------------------

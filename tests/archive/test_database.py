@@ -115,13 +115,13 @@ async def test_jobs_that_wait_share_a_commit(tmp_path: Path) -> None:
 async def test_a_job_that_fails_is_undone_alone(tmp_path: Path) -> None:
     async with open_database(url(tmp_path), METADATA, 1, kind="test") as database:
         hold = Hold()
-        failures = []
+        failures: list[tuple[str, bool]] = []
 
         async def add(name: str) -> None:
             try:
                 await database.submit(lambda c: insert(c, name))
-            except sa.exc.IntegrityError:
-                failures.append(name)
+            except DatabaseError as exc:
+                failures.append((name, isinstance(exc.__cause__, sa.exc.IntegrityError)))
 
         async with trio.open_nursery() as nursery:
             await hold.begin(nursery, database)
@@ -129,7 +129,7 @@ async def test_a_job_that_fails_is_undone_alone(tmp_path: Path) -> None:
                 nursery.start_soon(add, name)
             await trio.testing.wait_all_tasks_blocked()
             hold.gate.set()
-        assert failures == ["a"]
+        assert failures == [("a", True)]
         assert sorted(rows(tmp_path)) == ["a", "b", "c"]
         assert database.writer.rollbacks == 2
 
@@ -164,7 +164,7 @@ async def test_a_failed_commit_fails_every_job_of_the_batch(tmp_path: Path) -> N
 
 async def test_a_read_cannot_write(tmp_path: Path) -> None:
     async with open_database(url(tmp_path), METADATA, 1, kind="test") as database:
-        with pytest.raises(sa.exc.OperationalError, match="readonly"):
+        with pytest.raises(DatabaseError, match="readonly"):
             await database.read(lambda c: insert(c, "a"))
 
 

@@ -248,10 +248,14 @@ class Archive:
         # Once the file has a name it is to get its row: a cancellation waits for that, not longer.
         with trio.CancelScope(shield=True):
             try:
-                obj, folder = await trio.to_thread.run_sync(
-                    self.publish, incoming, intake, file, length, limiter=self._publishers
-                )
-                after = () if self.durability is Durability.NONE else (folder.sync,)
+                after: tuple[Callable[[], None], ...] = ()
+                if self.durability is Durability.NONE:  # nothing waits for the disk: no thread
+                    obj, folder = self.publish(incoming, intake, file, length)
+                else:
+                    obj, folder = await trio.to_thread.run_sync(
+                        self.publish, incoming, intake, file, length, limiter=self._publishers
+                    )
+                    after = (folder.sync,)
                 added, gained = await self._database.submit(partial(self._add, obj), after=after)
                 if added in (Added.SAME, Added.CONFLICT_KNOWN):
                     self._store.remove(obj.place)

@@ -41,7 +41,9 @@ Example:
 @click.option("--strict", is_flag=True, help="Queries must name level and unique keys, else A900.")
 @click.option("-pm", "--accept-any", "accept_any", is_flag=True, help="Take unknown SOP classes.")
 @server_options
-@network_options(called=False, connects=False)
+@network_options(
+    called=False, connects=False, awaited="Release an association that is idle [default: 60"
+)
 @metrics_option
 def command(
     session: Session,

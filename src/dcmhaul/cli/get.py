@@ -69,7 +69,7 @@ Examples:
 @click.option(
     "+B", "--bit-preserving", is_flag=True, expose_value=False, help="As received; always so."
 )
-@network_options()
+@network_options(awaited="Wait for any sign of progress [default: 600")
 @metrics_option
 @propose_option
 @prefer_option

@@ -68,37 +68,10 @@ PDU_LENGTH = _Checked("size", _pdu_length)
 _LEVELS = {"fatal": 0, "error": 1, "warn": 2, "info": 3, "debug": 4, "trace": 5}
 
 
-def general_options(*, json_lines: bool = True) -> Decorator:
-    """`-v -d -q -ll --config`, and `--json` where the verb has an answer."""
+def _together(decorators: Sequence[Decorator]) -> Decorator:
+    """One decorator of several; their options stand in the help in this order."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        decorators = [
-            click.option(
-                "--config",
-                "config_path",
-                metavar="FILE",
-                help="dcmhaul.toml to use (else $DCMHAUL_CONFIG, ./dcmhaul.toml, the user's).",
-            ),
-            click.option("-v", "--verbose", is_flag=True, help="Say what happens, on stderr."),
-            click.option("-d", "--debug", is_flag=True, help="Say everything, with tracebacks."),
-            click.option("-q", "--quiet", is_flag=True, help="No warnings and no errors."),
-            click.option(
-                "-ll",
-                "--log-level",
-                type=click.Choice(list(_LEVELS), case_sensitive=False),
-                help="The same by level; warn is the default.",
-            ),
-        ]
-        if json_lines:
-            decorators.insert(
-                0,
-                click.option(
-                    "--json",
-                    "json_lines",
-                    is_flag=True,
-                    help="NDJSON on stdout; the last line is of type summary.",
-                ),
-            )
         for decorator in reversed(decorators):
             function = decorator(function)
         return function
@@ -106,136 +79,134 @@ def general_options(*, json_lines: bool = True) -> Decorator:
     return decorate
 
 
-def network_options(*, called: bool = True, connects: bool = True, send: bool = False) -> Decorator:
+_CALLING = click.option(
+    "-aet",
+    "--aetitle",
+    "--aet",
+    "calling_ae_title",
+    type=AE_TITLE,
+    metavar="TITLE",
+    help="Our AE title [default: DCMHAUL].",
+)
+_CALLED = click.option(
+    "-aec",
+    "--call",
+    "called_ae_title",
+    type=AE_TITLE,
+    metavar="TITLE",
+    help="The peer's AE title [default: ANY-SCP].",
+)
+_LENGTH_SEND = click.option(
+    "--max-send-pdu",
+    "pdu_length_send_max",
+    type=PDU_LENGTH,
+    metavar="BYTES",
+    help="Send no longer PDU, whatever the peer takes.",
+)
+_LENGTH = click.option(
+    "-pdu",
+    "--max-pdu",
+    "pdu_length_max",
+    type=PDU_LENGTH,
+    metavar="BYTES",
+    help="Longest PDU that we receive [default: 131072].",
+)
+_CONGESTION = click.option(
+    "--congestion", metavar="ALG", help="TCP congestion control of our sockets, such as cubic."
+)
+_CONTEXTS = click.option(
+    "+v",
+    "--verbose-pc",
+    "show_contexts",
+    is_flag=True,
+    help="Say which presentation contexts were negotiated.",
+)
+
+
+def _deadline(short: str, long: str, name: str, text: str) -> Decorator:
+    return click.option(
+        short, long, f"timeout_{name}", type=DURATION, metavar="S", help=f"{text}; 0: no limit]."
+    )
+
+
+_CONNECT = _deadline("-to", "--timeout", "connect", "Wait for the TCP connection [default: 10")
+_ASSOCIATE = _deadline("-ta", "--acse-timeout", "association", "Wait for A-ASSOCIATE [default: 30")
+_PROGRESS = _deadline(
+    "-ts", "--socket-timeout", "progress", "Bytes must move in a message [default: 30"
+)
+
+_GENERAL = (
+    click.option(
+        "--config",
+        "config_path",
+        metavar="FILE",
+        help="dcmhaul.toml to use (else $DCMHAUL_CONFIG, ./dcmhaul.toml, the user's).",
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Say what happens, on stderr."),
+    click.option("-d", "--debug", is_flag=True, help="Say everything, with tracebacks."),
+    click.option("-q", "--quiet", is_flag=True, help="No warnings and no errors."),
+    click.option(
+        "-ll",
+        "--log-level",
+        type=click.Choice(list(_LEVELS), case_sensitive=False),
+        help="The same by level; warn is the default.",
+    ),
+)
+_JSON = click.option(
+    "--json",
+    "json_lines",
+    is_flag=True,
+    help="NDJSON on stdout; the last line is of type summary.",
+)
+
+
+def network_options(
+    *,
+    called: bool = True,
+    connects: bool = True,
+    send: bool = False,
+    awaited: str = "Wait for a response [default: 60",
+) -> Decorator:
     """Titles, time-outs, PDU lengths, congestion control; packed into the argument `network`.
 
-    called: there is one peer, whose title `-aec` gives. connects: `-to` means something.
+    called: there is one peer, whose title `-aec` gives. connects: `-to` means something. awaited:
+    what `-td` limits.
     """
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        decorators = [
-            click.option(
-                "-aet",
-                "--aetitle",
-                "--aet",
-                "calling_ae_title",
-                type=AE_TITLE,
-                metavar="TITLE",
-                help="Our AE title [default: DCMHAUL].",
-            ),
-            click.option(
-                "-pdu",
-                "--max-pdu",
-                "pdu_length_max",
-                type=PDU_LENGTH,
-                metavar="BYTES",
-                help="Longest PDU that we receive [default: 131072].",
-            ),
-            click.option(
-                "-ta",
-                "--acse-timeout",
-                "timeout_association",
-                type=DURATION,
-                metavar="S",
-                help="Wait for A-ASSOCIATE [default: 30; 0: no limit].",
-            ),
-            click.option(
-                "-td",
-                "--dimse-timeout",
-                "timeout_dimse",
-                type=DURATION,
-                metavar="S",
-                help="Wait for a response [default: 60; 0: no limit].",
-            ),
-            click.option(
-                "-ts",
-                "--socket-timeout",
-                "timeout_progress",
-                type=DURATION,
-                metavar="S",
-                help="Bytes must move inside a message [default: 30; 0: no limit].",
-            ),
-            click.option(
-                "--congestion",
-                metavar="ALG",
-                help="TCP congestion control of our sockets, such as cubic.",
-            ),
-        ]
-        if connects:
-            decorators.insert(
-                1,
-                click.option(
-                    "-to",
-                    "--timeout",
-                    "timeout_connect",
-                    type=DURATION,
-                    metavar="S",
-                    help="Wait for the TCP connection [default: 10; 0: no limit].",
-                ),
-            )
-        if called:
-            decorators.insert(
-                1,
-                click.option(
-                    "-aec",
-                    "--call",
-                    "called_ae_title",
-                    type=AE_TITLE,
-                    metavar="TITLE",
-                    help="The peer's AE title [default: ANY-SCP].",
-                ),
-            )
-        if send:
-            decorators.append(
-                click.option(
-                    "--max-send-pdu",
-                    "pdu_length_send_max",
-                    type=PDU_LENGTH,
-                    metavar="BYTES",
-                    help="Send no longer PDU, whatever the peer takes.",
-                )
-            )
-        decorators.append(
-            click.option(
-                "+v",
-                "--verbose-pc",
-                "show_contexts",
-                is_flag=True,
-                help="Say which presentation contexts were negotiated.",
-            )
-        )
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
+    message = _deadline("-td", "--dimse-timeout", "dimse", awaited)
+    chosen = [_CALLING, *([_CALLED] if called else ()), *([_CONNECT] if connects else ())]
+    chosen += [
+        _ASSOCIATE,
+        message,
+        _PROGRESS,
+        _LENGTH,
+        *([_LENGTH_SEND] if send else ()),
+        _CONGESTION,
+        _CONTEXTS,
+    ]
+    return _together(chosen)
 
 
-def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--bind --allow --max-associations`."""
-    for decorator in reversed(
-        [
-            click.option(
-                "--bind", default="0.0.0.0", metavar="ADDR", help="Address [default: 0.0.0.0]."
-            ),
-            click.option(
-                "--allow",
-                multiple=True,
-                metavar="AET[@HOST]",
-                help="Accept this caller; repeatable [default: any caller].",
-            ),
-            click.option(
-                "--max-associations",
-                "associations_max",
-                type=click.IntRange(1, 10000),
-                default=100,
-                show_default=True,
-                help="Associations at once; one more is rejected.",
-            ),
-        ]
-    ):
-        function = decorator(function)
-    return function
+server_options = _together(
+    [
+        click.option(
+            "--bind", default="0.0.0.0", metavar="ADDR", help="Address [default: 0.0.0.0]."
+        ),
+        click.option(
+            "--allow",
+            multiple=True,
+            metavar="AET[@HOST]",
+            help="Accept this caller; repeatable [default: any caller].",
+        ),
+        click.option(
+            "--max-associations",
+            "associations_max",
+            type=click.IntRange(1, 10000),
+            default=100,
+            show_default=True,
+            help="Associations at once; one more is rejected.",
+        ),
+    ]
+)
 
 
 def model_options(*, worklist: bool) -> Decorator:
@@ -343,7 +314,7 @@ def _pack_network(arguments: dict[str, Any]) -> None:
 
 
 def verb(
-    name: str, *, tool: str | None = None, epilog: str = "", json_lines: bool = True
+    name: str, *, tool: str | None = None, epilog: str = ""
 ) -> Callable[[Callable[..., None]], Verb]:
     """Makes a verb of `function(session, **options)`; what it raises becomes a line and a code."""
 
@@ -357,7 +328,7 @@ def verb(
                     arguments.pop("debug"),
                     arguments.pop("log_level"),
                 ),
-                json_lines=arguments.pop("json_lines", False),
+                json_lines=arguments.pop("json_lines"),
                 config_path=arguments.pop("config_path"),
             )
             try:
@@ -374,10 +345,10 @@ def verb(
             cls=Verb,
             epilog=epilog,
             context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-        )(general_options(json_lines=json_lines)(callback))
+        )(_together([_JSON, *_GENERAL])(callback))
         command.tool = tool
         # What is the verb's own stands first in its help, what all verbs share last.
-        shared = 6 if json_lines else 5
+        shared = 1 + len(_GENERAL)
         command.params = command.params[shared:] + command.params[:shared]
         return command
 

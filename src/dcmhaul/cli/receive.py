@@ -62,7 +62,9 @@ Examples:
     "+B", "--bit-preserving", is_flag=True, expose_value=False, help="As received; always so."
 )
 @server_options
-@network_options(called=False, connects=False)
+@network_options(
+    called=False, connects=False, awaited="Release an association that is idle [default: 60"
+)
 @metrics_option
 @prefer_option
 @click.argument("port", required=False, metavar="PORT")

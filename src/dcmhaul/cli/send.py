@@ -228,7 +228,11 @@ class _Send:
             pool = AssociationPool(
                 settings.peer.host,
                 settings.peer.port,
-                policy=PoolPolicy(size=settings.associations, failures_max=FAILURES_MAX),
+                policy=PoolPolicy(
+                    size=settings.associations,
+                    # All of them may be lost at once to one hiccup of the peer.
+                    failures_max=settings.associations + FAILURES_MAX - 1,
+                ),
                 timeouts=timeouts(settings.network),
                 options=socket_options(settings.network),
                 observer=observer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from dcmhaul.cli.network import (
 from dcmhaul.cli.output import Progress, TransferCount, show_progress
 from dcmhaul.config import DEFAULT_AE_TITLE, ae_title, port_number
 from dcmhaul.errors import ConfigurationError
-from dcmhaul.net import AcceptorLimits, NullObserver, serve_associations
+from dcmhaul.net import AcceptorLimits, NullObserver, Timeouts, serve_associations
 from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT
 from dcmhaul.services.provider import acceptor_policy, serve_services
 
@@ -37,6 +38,14 @@ __all__ = ["Server", "allowed_callers", "listening_port"]
 def listening_port(text: str) -> int:
     """A port to listen on; 0 takes a free one."""
     return 0 if text == "0" else port_number(text)
+
+
+def server_timeouts(network: NetworkOptions) -> Timeouts:
+    """For an acceptor `-ta` limits the wait for the A-ASSOCIATE-RQ, `-td` that for the next message."""
+    found = timeouts(network)
+    if found.association is not None and "association" in network.timeouts:
+        found = replace(found, artim=found.association)
+    return replace(found, idle=found.dimse) if "dimse" in network.timeouts else found
 
 
 def allowed_callers(allow: Sequence[str]) -> tuple[str, ...]:
@@ -107,7 +116,7 @@ class Server:
                         host=self._bind,
                         port=self._port,
                         limits=self._limits,
-                        timeouts=timeouts(self.network),
+                        timeouts=server_timeouts(self.network),
                         options=socket_options(self.network),
                         observer=CountingObserver(
                             self.session, self.count, observer or NullObserver()

@@ -82,7 +82,7 @@ def make_instance(
     dataset.SeriesInstanceUID = series or f"{study}.1"
     dataset.StudyDate = date
     dataset.Modality = "CT"
-    dataset.add_new(0x00091001, "OB", bytes(number % 251 for _ in range(size)))
+    dataset.add_new(0x00091001, "OB", bytes([number % 251]) * size)
     encoded = encode_identifier(dataset, syntax if syntax in (EXPLICIT, IMPLICIT) else EXPLICIT)
     return FakeInstance(
         study=study,

@@ -136,6 +136,8 @@ class PeerDestination:
         self._unanswered: dict[int, _Forward] = {}
         self._changed = trio.Event()
         self._wait_scope = trio.CancelScope()
+        self._read_scope = trio.CancelScope()
+        self._reading_ended = trio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -208,7 +210,22 @@ class PeerDestination:
             min(due) + seconds if due and seconds is not None else float("inf")
         )
 
+    async def _abort(self, writer: DatasetWriter | None) -> None:
+        """A-ABORT from the task that streams; closing reads on, so our reader has to end before."""
+        self._read_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._reading_ended.wait()
+        if writer is not None:
+            await writer.aclose()
+
     async def _read_responses(self) -> None:
+        try:
+            with self._read_scope:
+                await self._read_until_failure()
+        finally:
+            self._reading_ended.set()
+
+    async def _read_until_failure(self) -> None:
         association = self.association
         try:
             while True:
@@ -374,7 +391,7 @@ class _Forward:
         if self._writer is not None and self._error is None:
             destination.blameless = True
             destination._fail(error)
-            await self._writer.aclose()
+            await destination._abort(self._writer)
 
     async def _broke(self, error: DcmhaulError) -> None:
         """The destination failed within this instance."""
@@ -385,8 +402,7 @@ class _Forward:
             self._report(self.outcome(error=error, unknown=self.due_from is not None))
         destination._fail(error)
         self._done.set()
-        if self._writer is not None:
-            await self._writer.aclose()
+        await destination._abort(self._writer)
 
     def answered(self, reply: StoreReply) -> None:
         """The response came. One that came before we had sent everything refuses the instance."""

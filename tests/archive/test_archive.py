@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 import threading
 import zlib
 from contextlib import asynccontextmanager
@@ -671,3 +673,29 @@ async def test_a_cancelled_store_leaves_all_or_nothing(tmp_path: Path) -> None:
             assert archive.recovery.lines() == []
         if n > 15:
             break
+
+
+WITHOUT_PYDICOM = """
+import sys
+sys.modules["pydicom"] = None
+import trio
+from dcmhaul.archive import open_archive
+from dcmhaul.services.identifiers import EncodedIdentifier
+from dcmhaul.services.query import QueryModel
+
+async def main():
+    async with open_archive(sys.argv[1]) as archive:
+        assert (await archive.import_files([sys.argv[2]])).stored == 1
+        key = b"\\x20\\0\\x0d\\0\\0\\0\\0\\0"
+        identifier = EncodedIdentifier(data=key, transfer_syntax="1.2.840.10008.1.2")
+        assert len([m async for m in archive.find(QueryModel.STUDY_ROOT, identifier, "")]) == 1
+
+trio.run(main)
+"""
+
+
+def test_neither_storing_nor_finding_needs_pydicom(tmp_path: Path) -> None:
+    path = real_files()[0]
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYDICOM, tmp_path / "archive", path], check=True, timeout=60
+    )

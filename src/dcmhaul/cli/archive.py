@@ -94,6 +94,8 @@ async def _serve(
         durability=Durability(durable),
         strict=strict,
     ) as archive:
+        for line in archive.recovery.lines():
+            session.console.warn(f"recovery: {line}")
         holds = archive.statistics().holds
         session.console.info(f"holds {holds.studies} studies, {holds.instances} instances")
         await server.serve(

@@ -90,7 +90,7 @@ cdef int execute(int fd, SendQueue queue, int64_t budget, int64_t* done, int64_t
                 return RESULT_SHORT_FILE
         if sent < 0:
             if errno == EINTR:
-                continue
+                continue            # EINTR
             if errno == EAGAIN:
                 return RESULT_WOULD_BLOCK
             return RESULT_ERROR
@@ -149,7 +149,7 @@ def receive(int fd, PduReader reader not None):
         rearm_quickack(fd)
         got = recv(fd, target, room, MSG_DONTWAIT)
         while got < 0 and errno == EINTR:
-            got = recv(fd, target, room, MSG_DONTWAIT)
+            got = recv(fd, target, room, MSG_DONTWAIT)  # EINTR
     if got < 0:
         if errno == EAGAIN:
             return -1
@@ -201,7 +201,7 @@ cdef bint write_slices(int fd, PduReader reader, int64_t offset, int64_t* total)
         written = pwritev(fd, vectors + first, count - first, offset)
         if written < 0:
             if errno == EINTR:
-                continue
+                continue            # EINTR
             return True
         offset += written
         total[0] += written

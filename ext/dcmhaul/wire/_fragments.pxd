@@ -24,7 +24,6 @@ cdef struct Item:
     uint8_t context_id
     uint8_t control             # message control header: bit 0 command
     bint last                   # the end of this item ends the command set or dataset
-    bint started
 
 
 cdef struct Segment:

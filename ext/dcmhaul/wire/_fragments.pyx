@@ -13,7 +13,7 @@ from libc.stdlib cimport free, realloc
 from dcmhaul.wire.byteorder cimport store_be32
 
 
-cdef class Held:
+cdef class _Held:
     """An exported buffer: while it lives, nobody resizes or frees the memory behind it."""
 
     cdef Py_buffer view
@@ -78,7 +78,6 @@ cdef class SendQueue:
         item.context_id = context_id
         item.control = control
         item.last = last
-        item.started = False
         self.owners.append(owner)
         self.item_count += 1
         self.pending += length
@@ -94,7 +93,7 @@ cdef class SendQueue:
 
     def add_data(self, uint8_t context_id, data, bint last):
         """Appends dataset bytes; where `last` is false their number must be even."""
-        cdef Held held = Held(data)
+        cdef _Held held = _Held(data)
         if not last and held.view.len % 2 != 0:
             raise ValueError("a fragment that does not end a dataset has an even length")
         self.push(ITEM_MEMORY, <const uint8_t*>held.view.buf, -1, 0, held.view.len, context_id, 0, last,
@@ -147,9 +146,6 @@ cdef class SendQueue:
                 self.item_head += 1
                 self.pdus_sent += 1
                 continue
-            if item.started and item.remaining == 0:
-                self.item_head += 1
-                continue
             length = item.remaining
             if length > self.fragment_max:
                 length = self.fragment_max
@@ -181,7 +177,6 @@ cdef class SendQueue:
                 item.offset += length
             else:
                 item.data += length
-            item.started = True
             item.remaining -= length
             self.pdus_sent += 1
             if not item.control:

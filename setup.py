@@ -26,7 +26,11 @@ if SANITIZE:
     compile_args += ["-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
     link_args += ["-fsanitize=address,undefined"]
 if TRACE:
-    macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+    macros += [
+        ("CYTHON_TRACE", "1"),
+        ("CYTHON_TRACE_NOGIL", "1"),
+        ("CYTHON_USE_SYS_MONITORING", "0"),
+    ]
 
 directives: dict[str, bool] = {}
 if DEBUG:

@@ -75,13 +75,7 @@ def render() -> str:
     """The text of the generated module."""
     parts = [HEADER]
     for table, rows in tables().items():
-        lines = []
-        for uid, title in rows.items():
-            line = f'    "{uid}": "{title}",'
-            if len(line) > 100:
-                line += "  # noqa: E501"
-            lines.append(line)
-        body = "\n".join(lines)
+        body = "\n".join(f'    "{uid}": "{title}",' for uid, title in rows.items())
         parts.append(f"\n{table}: dict[str, str] = {{\n{body}\n}}\n")
     return "".join(parts)
 

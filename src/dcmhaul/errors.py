@@ -38,7 +38,9 @@ class ProtocolError(DcmhaulError):
 
     def __init__(self, message: str) -> None:
         if type(self) is ProtocolError:
-            raise TypeError("ProtocolError is abstract: raise LocalProtocolError or RemoteProtocolError")
+            raise TypeError(
+                "ProtocolError is abstract: raise LocalProtocolError or RemoteProtocolError"
+            )
         super().__init__(message)
 
 
@@ -71,7 +73,9 @@ class PeerTimeout(TransportError):
     """The peer let a deadline pass; `phase` names the timer that fired."""
 
     def __init__(self, phase: str, seconds: float, hint: str = "") -> None:
-        super().__init__(f"no progress for {seconds:g} s ({phase} time-out){': ' + hint if hint else ''}")
+        super().__init__(
+            f"no progress for {seconds:g} s ({phase} time-out){': ' + hint if hint else ''}"
+        )
         self.phase = phase
         self.seconds = seconds
 

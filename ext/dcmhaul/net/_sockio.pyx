@@ -6,7 +6,6 @@ Only `dcmhaul.net` may import this module. The descriptor must be non-blocking.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t

@@ -50,6 +50,9 @@ __all__ = [
 ANSWER_SECONDS: Final = 8.0
 """How long the source waits for the destination's answer; some SCPs give up after 10 s."""
 
+DIGEST_THREAD_BYTES: Final = 65536
+"""From this size on a piece is digested in a thread while it is sent: SHA-256 costs more than sending."""
+
 OUT_OF_RESOURCES: Final = 0xA700
 CLASS_NOT_SUPPORTED: Final = 0x0122
 
@@ -350,8 +353,16 @@ class _Forward:
         if self._error is not None:
             return
         piece = data.copy_data()
-        self._digest.update(piece)
         self.length += len(piece)
+        if len(piece) < DIGEST_THREAD_BYTES:
+            self._digest.update(piece)
+            await self._send(piece)
+            return
+        async with flat_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, self._digest.update, piece)
+            await self._send(piece)
+
+    async def _send(self, piece: bytes) -> None:
         try:
             if self._writer is None:
                 await self._start()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from dcmhaul.net import Association, DatasetSlices
+    from dcmhaul.services.provider import Service
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -214,11 +215,11 @@ class FakeArchive:
         finally:
             self.open -= 1
 
-    def services(self) -> list[object]:
+    def services(self) -> list[Service]:
         storage = StorageScp(self._sink, transfer_syntaxes=self.faults.syntaxes)
         if self.faults.classes is not None:
             storage._contexts = {c: storage._contexts[c] for c in self.faults.classes}
-        services: list[object] = [VerificationScp(), storage]
+        services: list[Service] = [VerificationScp(), storage]
         get = GetScp(self._select)
         if self.faults.syntaxes or self.faults.classes is not None:
             # What it takes for storage is then said by the storage service alone.
@@ -234,7 +235,7 @@ class FakeArchive:
     async def running(self, title: str, timeouts: Timeouts | None = None) -> AsyncIterator[Peer]:
         """Serves during the block."""
         async with trio.open_nursery() as nursery:
-            policy = acceptor_policy(self.services(), ae_title=title)  # type: ignore[arg-type]
+            policy = acceptor_policy(self.services(), ae_title=title)
             addresses = await nursery.start(
                 lambda task_status: serve_associations(
                     self._serve,

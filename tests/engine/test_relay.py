@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from tests.engine.fake_archive import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from dcmhaul.net import Association
 
@@ -285,6 +286,12 @@ class _Slices:
 
     def copy_data(self) -> bytes:
         return self._data
+
+    def update(self, consume: Callable[[memoryview], object]) -> None:
+        consume(memoryview(self._data))
+
+    def pwrite(self, fd: int, offset: int) -> int:
+        return os.pwrite(fd, self._data, offset)
 
 
 def _incoming(instance: FakeInstance) -> Any:

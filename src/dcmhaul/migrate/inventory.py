@@ -13,6 +13,7 @@ import trio
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
+from dcmhaul import uids
 from dcmhaul.archive.matching import InvalidKey, Matcher, is_universal, make_matcher
 from dcmhaul.errors import ConfigurationError, DcmhaulError, InstanceError, NotDicom
 from dcmhaul.migrate.plan import ExpectedInstance
@@ -22,6 +23,7 @@ from dcmhaul.objects.part10 import open_instance
 from dcmhaul.objects.sources import FailedEntry, candidates
 from dcmhaul.services.identifiers import encode_identifier
 from dcmhaul.services.query import QueryModel, find
+from dcmhaul.wire._elements import ElementFault, ElementWalker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from dcmhaul.net import Association
     from dcmhaul.objects.part10 import FileInstance
+    from dcmhaul.services.query import FindResponse
 
 __all__ = [
     "FolderFinding",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 SUCCESS = 0x0000
+MATCH_VALUE_MAX = 65536
 WALK_FILES = 200
 DIGEST_READ = 1 << 20
 
@@ -56,7 +60,46 @@ class QueryFailed(DcmhaulError):
         self.status = status
 
 
-async def _find(association: Association, identifier: Dataset) -> AsyncGenerator[Dataset, None]:
+# What is read of a match (PS3.6); UIDs, codes, dates and numbers, all of the default repertoire.
+_STUDY_DATE = 0x00080020
+_SOP_CLASS = 0x00080016
+_SOP_INSTANCE = 0x00080018
+_MODALITIES = 0x00080061
+_STUDY_INSTANCE = 0x0020000D
+_SERIES_INSTANCE = 0x0020000E
+_STUDY_INSTANCES = 0x00201208
+_AVAILABLE_SYNTAX = 0x00083002
+_MATCH_TAGS = (
+    _SOP_CLASS,
+    _SOP_INSTANCE,
+    _STUDY_DATE,
+    _MODALITIES,
+    _AVAILABLE_SYNTAX,
+    _STUDY_INSTANCE,
+    _SERIES_INSTANCE,
+    _STUDY_INSTANCES,
+)
+
+
+def _decode(response: FindResponse) -> dict[int, str]:
+    """The values of a match by tag, "" for what it lacks. By header walk: millions may come."""
+    walker = ElementWalker(
+        response.transfer_syntax != uids.IMPLICIT_VR_LITTLE_ENDIAN,
+        big_endian=response.transfer_syntax == uids.EXPLICIT_VR_BIG_ENDIAN,
+        capture=_MATCH_TAGS,
+        capture_limit=MATCH_VALUE_MAX,
+    )
+    walker.feed(response.identifier or b"")
+    walker.finish()
+    values = dict.fromkeys(_MATCH_TAGS, "")
+    for tag, value in walker.captured.items():
+        values[tag] = value.decode("latin-1").strip("\0 ")
+    return values
+
+
+async def _find(
+    association: Association, identifier: Dataset
+) -> AsyncGenerator[dict[int, str], None]:
     """The matches of one C-FIND; QueryFailed where it did not end in success. To be closed."""
     level = str(identifier.QueryRetrieveLevel)
     encode = partial(encode_identifier, identifier)
@@ -64,10 +107,10 @@ async def _find(association: Association, identifier: Dataset) -> AsyncGenerator
         async for response in responses:
             if response.pending:
                 try:
-                    match = response.dataset()
-                except ValueError as error:
+                    match = _decode(response)
+                except ElementFault as error:
                     raise QueryFailed(
-                        association.peer, level, response.status, str(error)
+                        association.peer, level, response.status, f"broken match: {error}"
                     ) from error
                 yield match
             elif response.status != SUCCESS:
@@ -101,15 +144,15 @@ async def find_studies(
     seen: set[str] = set()
     async with aclosing(_find(association, identifier)) as matches:
         async for match in matches:
-            uid = _text(match, "StudyInstanceUID")
+            uid = match[_STUDY_INSTANCE]
             if not uid or uid in seen:
                 continue
             seen.add(uid)
-            count = _text(match, "NumberOfStudyRelatedInstances")
+            count = match[_STUDY_INSTANCES]
             yield StudyListing(
                 study_instance_uid=uid,
-                date=_text(match, "StudyDate"),
-                modality=_text(match, "ModalitiesInStudy"),
+                date=match[_STUDY_DATE],
+                modality=match[_MODALITIES],
                 n_expected=int(count) if count.isascii() and count.isdigit() else None,
             )
 
@@ -155,7 +198,7 @@ class InstanceQuery:
         identifier.StudyInstanceUID = study_uid
         identifier.SeriesInstanceUID = ""
         async with aclosing(_find(association, identifier)) as matches:
-            series = [_text(match, "SeriesInstanceUID") async for match in matches]
+            series = [match[_SERIES_INSTANCE] async for match in matches]
         for series_uid in dict.fromkeys(series):
             if series_uid:
                 await self._ask(association, study_uid, series_uid, found)
@@ -176,15 +219,15 @@ class InstanceQuery:
         identifier.AvailableTransferSyntaxUID = ""
         async with aclosing(_find(association, identifier)) as matches:
             async for match in matches:
-                uid = _text(match, "SOPInstanceUID")
+                uid = match[_SOP_INSTANCE]
                 # A peer that ignores the key must not make us count another study's instances.
-                if not uid or _text(match, "StudyInstanceUID") not in ("", study_uid):
+                if not uid or match[_STUDY_INSTANCE] not in ("", study_uid):
                     continue
-                syntaxes = _text(match, "AvailableTransferSyntaxUID").split("\\")
+                syntaxes = match[_AVAILABLE_SYNTAX].split("\\")
                 found[uid] = ExpectedInstance(
                     sop_instance_uid=uid,
-                    sop_class_uid=_text(match, "SOPClassUID"),
-                    series_instance_uid=_text(match, "SeriesInstanceUID") or series_uid,
+                    sop_class_uid=match[_SOP_CLASS],
+                    series_instance_uid=match[_SERIES_INSTANCE] or series_uid,
                     transfer_syntax_uid=syntaxes[0] if len(syntaxes) == 1 else "",
                 )
 

@@ -21,7 +21,7 @@ EXTENSION = sorted((ROOT / "ext").rglob("*.py[xd]"))
 
 # About 600 lines and 70; a table of cases may be longer than code that has to be understood.
 MODULE_LINES_MAX = 620
-TEST_MODULE_LINES_MAX = 900
+TEST_MODULE_LINES_MAX = 1000
 FUNCTION_LINES_MAX = 75
 
 # What a .pyx or .pxd may import; import-linter cannot see these files. What is not listed here is

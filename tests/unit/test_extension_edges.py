@@ -7,18 +7,21 @@ import signal
 import socket
 import struct
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pydicom.data
 import pytest
 
+from dcmhaul import uids
 from dcmhaul.net import _sockio
 from dcmhaul.wire import _commands
-from dcmhaul.wire._elements import ElementWalker
+from dcmhaul.wire._elements import ElementWalker, probe
 from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA, PduReader
+from dcmhaul.wire.part10 import encode_file_meta, parse_file_meta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SLABS_POOLED_MAX = 16
 
@@ -133,3 +136,20 @@ def test_fragments_under_another_tag_than_pixel_data() -> None:
     walker.feed(header + item + end)
     walker.finish()
     assert walker.position == len(header + item + end)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "looked_at"),
+    [
+        (uids.EXPLICIT_VR_LITTLE_ENDIAN, True),
+        (uids.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, False),
+        (uids.EXPLICIT_VR_BIG_ENDIAN, False),
+    ],
+)
+def test_a_syntax_that_needs_the_walker_is_not_probed(syntax: str, looked_at: bool) -> None:
+    """Whatever the dataset looks like: here it is explicit little endian each time."""
+    whole = (Path(pydicom.data.__file__).parent / "test_files" / "CT_small.dcm").read_bytes()
+    meta = parse_file_meta(whole[:4096])
+    renamed = encode_file_meta(meta.sop_class_uid, meta.sop_instance_uid, syntax)
+    found = probe(renamed + whole[meta.dataset_offset :])
+    assert (found is not None) == looked_at

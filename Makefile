@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXT_SOURCES := $(shell find ext -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
+EXT_MODULES := $(subst /,.,$(patsubst ext/%.pyx,%,$(filter %.pyx,$(EXT_SOURCES))))
+
 .PHONY: install demo test check ext bench fuzz clean preflight
 
 preflight:
@@ -43,7 +45,7 @@ check: $(VENV)/.check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint ext
 	$(BIN)/mypy
 	$(BIN)/mypy tests bench
-	$(BIN)/python -m mypy.stubtest --concise --ignore-disjoint-bases --allowlist tests/stubtest.allow dcmhaul.wire._frames dcmhaul.wire._fragments dcmhaul.wire._elements dcmhaul.wire._commands dcmhaul.wire._buckets dcmhaul.wire._commands dcmhaul.net._sockio
+	$(BIN)/python -m mypy.stubtest --concise --ignore-disjoint-bases --allowlist tests/stubtest.allow $(EXT_MODULES)
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.test

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydicom.dataelem import RawDataElement
 
-from dcmhaul.wire._elements import ElementFault, ElementWalker, probe
+from dcmhaul.wire._elements import ElementFault, ElementWalker, glance, probe
 from dcmhaul.wire.part10 import actual_syntax, clean_uid, parse_file_meta
 from tests.datasets import (
     BIG_ENDIAN,
@@ -498,6 +498,8 @@ def test_probe_agrees_with_the_long_way_on_every_file() -> None:
             continue
         said += 1
         syntax, explicit, offset, sop_class, sop_instance, study, series = found
+        assert glance(data) == (syntax, explicit, sop_class)
+        assert glance(data[:4096]) == (syntax, explicit, sop_class)
         meta = parse_file_meta(data)
         assert meta.dataset_offset == offset
         assert meta.transfer_syntax_uid == actual_syntax(syntax, explicit)
@@ -523,7 +525,23 @@ def test_probe_says_nothing_of_a_truncated_file() -> None:
             walk(data[cut[2] : length]).finish()
 
 
+def test_glance_says_nothing_before_the_class() -> None:
+    data = (FILES / "CT_small.dcm").read_bytes()
+    known = glance(data)
+    assert known is not None
+    first = next(length for length in range(len(data)) if glance(data[:length]) is not None)
+    assert glance(data[:first]) == known
+    assert all(glance(data[:length]) is None for length in range(first))
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "image_dfl.dcm", "ExplVR_BigEnd.dcm", "README.txt"])
+def test_glance_leaves_what_is_odd_to_the_walker(name: str) -> None:
+    (path,) = [p for p in FILES.rglob(name) if p.parent.name in {"test_files", "dicomdirtests"}][:1]
+    assert glance(path.read_bytes()) is None
+
+
 @given(st.binary(max_size=300))
 def test_probe_takes_any_bytes(data: bytes) -> None:
     for head in (b"", bytes(128) + b"DICM", bytes(128) + b"DICM\2\0\0\0UL\4\0\0\0\0\0"):
         probe(head + data)
+        glance(head + data)

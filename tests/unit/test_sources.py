@@ -112,7 +112,7 @@ def test_entries_are_what_they_prove_to_be(tree: Path) -> None:
 
 async def test_a_source_gives_out_all_of_pydicoms_files_once() -> None:
     reported: list[SkippedEntry | FailedEntry] = []
-    source = FileSource([FILES], report=reported.append)
+    source = FileSource(candidates([FILES]), report=reported.append)
     taken: list[str] = []
 
     async def taker() -> None:
@@ -148,7 +148,7 @@ async def test_cold_files_are_opened_in_a_thread(
         return open_instance(path)
 
     monkeypatch.setattr(sources, "open_instance", cold)
-    source = FileSource([tree / "a"], recursive=False)
+    source = FileSource(candidates([tree / "a"], recursive=False))
     instance = await source.take()
     assert instance is not None
     assert instance.sop_instance_uid == "1.2.4"
@@ -172,7 +172,7 @@ async def test_a_long_row_of_skipped_files_lets_other_tasks_run(tmp_path: Path) 
             await trio.lowlevel.checkpoint()
             turns += 1
 
-    source = FileSource([tmp_path])
+    source = FileSource(candidates([tmp_path]))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)
         assert await source.take() is None

@@ -427,6 +427,8 @@ cdef class ElementWalker:
 
 # What `probe` looks for, ascending: in group 0002 the class, the instance and the syntax; in the dataset
 # the class, the instance, the study and the series; a directory record tells a DICOMDIR.
+# Deflated, and explicit VR big endian: not for one pass over bytes as they stand.
+cdef frozenset WALKED_SYNTAXES = frozenset(("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"))
 cdef uint32_t[3] META_TAGS = [0x00020002, 0x00020003, 0x00020010]
 cdef uint32_t[5] DATASET_TAGS = [0x00041220, 0x00080016, 0x00080018, 0x0020000D, 0x0020000E]
 
@@ -474,6 +476,65 @@ cdef bint is_uid(Found* found) noexcept nogil:
     return True
 
 
+cdef Py_ssize_t read_meta(const uint8_t* p, Py_ssize_t length, Walk* walk, Found* meta) noexcept nogil:
+    """Walks group 0002; returns the offset of the dataset, 0 where it is not as it should be."""
+    cdef Py_ssize_t offset
+    if length < 140 or memcmp(p + 128, b"DICM", 4) != 0:
+        return 0
+    memset(walk, 0, sizeof(Walk))
+    memset(meta, 0, 3 * sizeof(Found))
+    walk.levels[0].form = FORM_EXPLICIT
+    walk.depth_max = DEPTH_MAX
+    walk.stop_below = 0x00020000
+    walk.stop_above = 0x0002FFFF
+    walk.wanted = META_TAGS
+    walk.wanted_count = 3
+    if not collect(walk, p + 132, length - 132, meta) or walk.position == 0:
+        return 0
+    offset = 132 + <Py_ssize_t>walk.position
+    if offset >= length or not is_uid(&meta[2]):
+        return 0
+    return offset
+
+
+cdef void begin_dataset(Walk* walk, Found* dataset, uint32_t stop_above) noexcept nogil:
+    memset(walk, 0, sizeof(Walk))
+    memset(dataset, 0, 5 * sizeof(Found))
+    walk.levels[0].form = FORM_DETECT
+    walk.depth_max = DEPTH_MAX
+    walk.stop_above = stop_above
+    walk.wanted = DATASET_TAGS
+    walk.wanted_count = 5
+
+
+def glance(data):
+    """(transfer syntax as named, explicit, SOP class) from the beginning of a regular file, or None.
+
+    `data`: group 0002 and the dataset up to its SOP Class UID at least. What follows is not looked at.
+    """
+    cdef Py_buffer view
+    cdef Walk walk
+    cdef Found meta[3]
+    cdef Found dataset[5]
+    cdef Py_ssize_t offset
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        offset = read_meta(<const uint8_t*>view.buf, view.len, &walk, meta)
+        if offset == 0:
+            return None
+        begin_dataset(&walk, dataset, 0x00080017)
+        if not collect(&walk, <const uint8_t*>view.buf + offset, view.len - offset, dataset):
+            return None
+        if dataset[0].value != NULL or not is_uid(&dataset[1]):
+            return None
+        syntax = text(&meta[2])
+        if syntax in WALKED_SYNTAXES:
+            return None
+        return syntax, walk.levels[0].form == FORM_EXPLICIT, text(&dataset[1])
+    finally:
+        PyBuffer_Release(&view)
+
+
 cdef str text(Found* found):
     return found.value[:found.length].decode("ascii")
 
@@ -492,40 +553,22 @@ def probe(data):
     cdef const uint8_t* p
     cdef Py_ssize_t offset
     cdef int i
-    cdef bint regular
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
         p = <const uint8_t*>view.buf
-        if view.len < 140 or memcmp(p + 128, b"DICM", 4) != 0:
+        offset = read_meta(p, view.len, &walk, meta)
+        if offset == 0:
             return None
-        memset(&walk, 0, sizeof(Walk))
-        memset(meta, 0, sizeof(meta))
-        memset(dataset, 0, sizeof(dataset))
-        walk.levels[0].form = FORM_EXPLICIT
-        walk.depth_max = DEPTH_MAX
-        walk.stop_below = 0x00020000
-        walk.stop_above = 0x0002FFFF
-        walk.wanted = META_TAGS
-        walk.wanted_count = 3
-        if not collect(&walk, p + 132, view.len - 132, meta) or walk.position == 0:
+        begin_dataset(&walk, dataset, 0xFFFFFFFFU)
+        if not collect(&walk, p + offset, view.len - offset, dataset):
             return None
-        offset = 132 + <Py_ssize_t>walk.position
-        if offset >= view.len or not is_uid(&meta[2]):
-            return None
-        memset(&walk, 0, sizeof(Walk))
-        walk.levels[0].form = FORM_DETECT
-        walk.depth_max = DEPTH_MAX
-        walk.stop_above = 0xFFFFFFFFU
-        walk.wanted = DATASET_TAGS
-        walk.wanted_count = 5
-        regular = collect(&walk, p + offset, view.len - offset, dataset)
-        if not regular or dataset[0].value != NULL:
+        if dataset[0].value != NULL:
             return None
         for i in range(1, 5):
             if not is_uid(&dataset[i]):
                 return None
         syntax = text(&meta[2])
-        if syntax == "1.2.840.10008.1.2.1.99" or syntax == "1.2.840.10008.1.2.2":
+        if syntax in WALKED_SYNTAXES:
             return None
         return (syntax, walk.levels[0].form == FORM_EXPLICIT, offset, text(&dataset[1]),
                 text(&dataset[2]), text(&dataset[3]), text(&dataset[4]))

@@ -276,8 +276,6 @@ class _Send:
         )
 
     def _outcome(self, outcome: StoreOutcome) -> None:
-        from dcmhaul.protocol.statuses import describe
-
         if outcome.status is not None:
             self.session.begun = True
             self.count.operation(time.perf_counter(), outcome.seconds)
@@ -290,6 +288,8 @@ class _Send:
             return
         self.count.failed += 1
         if outcome.status is not None:
+            from dcmhaul.protocol.statuses import describe
+
             text = describe(outcome.status)
             if outcome.error_comment:
                 text += f" ({outcome.error_comment})"

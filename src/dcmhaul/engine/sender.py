@@ -16,8 +16,14 @@ import trio
 from dcmhaul.engine.pool import ASSOCIATION_ERRORS, AssociationPool, PoolExhausted
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import DcmhaulError, UnreadableInstance
-from dcmhaul.objects.part10 import FileInstance
-from dcmhaul.objects.sources import FailedEntry, FileSource, SkippedEntry, open_entries
+from dcmhaul.objects.part10 import FileInstance, glance_at
+from dcmhaul.objects.sources import (
+    FailedEntry,
+    FileSource,
+    SkippedEntry,
+    candidates,
+    open_entry,
+)
 from dcmhaul.protocol.negotiation import plan_contexts
 from dcmhaul.services.storage import StorageScu, StoreOutcome
 
@@ -84,16 +90,26 @@ async def scan_files(
 ) -> SendPlan:
     """Looks at every file once, in a thread, and learns its class and syntax.
 
+    A regular file is only glanced at: whether it is whole is seen when it is opened to be sent.
+
     files_only: a dataset without preamble and group 0002 is skipped.
     """
     plan = SendPlan()
-    entries = open_entries(paths, recursive=recursive)
+    found = candidates(paths, recursive=recursive)
 
     def batch() -> tuple[int, list[SkippedEntry | FailedEntry]]:
         others: list[SkippedEntry | FailedEntry] = []
         seen = 0
-        for entry in islice(entries, _SCAN_BATCH):
+        for candidate in islice(found, _SCAN_BATCH):
             seen += 1
+            if isinstance(candidate, FailedEntry):
+                others.append(candidate)
+                continue
+            known = glance_at(candidate)
+            if known is not None:
+                plan.add(candidate, *known)
+                continue
+            entry = open_entry(candidate)
             if not isinstance(entry, FileInstance):
                 others.append(entry)
                 continue
@@ -152,7 +168,7 @@ class FileSender:
         `error` is then what it was given up for.
         """
         paths = chain.from_iterable(repeat(group.paths, times))
-        source = FileSource(paths, recursive=False, report=self._missed)
+        source = FileSource(paths, report=self._missed)
         total = len(group.paths) * times
         async with flat_nursery() as nursery:
             for _ in range(min(self._pool.policy.size, total)):

@@ -17,7 +17,7 @@ from dcmhaul.objects.part10 import FileInstance, open_instance
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["FailedEntry", "FileSource", "SkippedEntry", "candidates", "open_entries"]
+__all__ = ["FailedEntry", "FileSource", "SkippedEntry", "candidates", "open_entries", "open_entry"]
 
 # Files that are passed over in one go before other tasks get their turn.
 _CHECKPOINT_EVERY: Final = 32
@@ -82,7 +82,8 @@ def candidates(
                 pending.extend(reversed(folders))
 
 
-def _opened(path: str, *, nowait: bool) -> FileInstance | SkippedEntry | FailedEntry:
+def open_entry(path: str, *, nowait: bool = False) -> FileInstance | SkippedEntry | FailedEntry:
+    """What a file proves to be. nowait: BlockingIOError where that would wait for the disk."""
     try:
         return open_instance(path, nowait=nowait)
     except NotDicom as error:
@@ -99,24 +100,24 @@ def open_entries(
         if isinstance(candidate, FailedEntry):
             yield candidate
         else:
-            yield _opened(candidate, nowait=False)
+            yield open_entry(candidate, nowait=False)
 
 
 class FileSource:
-    """Gives out the instances of files and folders, each once, to any number of takers.
+    """Gives out the instances of the files that were found, each once, to any number of takers.
 
-    report: hears of what is skipped or failed. opened, skipped, failed: counts so far. Files whose
-    first bytes are in the page cache are opened where the taker runs, others in a thread.
+    found: what `candidates` gives, or a list of files. report: hears of what is skipped or failed.
+    opened, skipped, failed: counts so far. Files whose first bytes are in the page cache are opened
+    where the taker runs, others in a thread.
     """
 
     def __init__(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        found: Iterable[str | FailedEntry],
         *,
-        recursive: bool = True,
         report: Callable[[SkippedEntry | FailedEntry], None] | None = None,
     ) -> None:
-        self._candidates = candidates(paths, recursive=recursive)
+        self._candidates = iter(found)
         self._report = report
         self.opened = 0
         self.skipped = 0
@@ -129,7 +130,7 @@ class FileSource:
                 entry: FileInstance | SkippedEntry | FailedEntry = candidate
             else:
                 try:
-                    entry = _opened(candidate, nowait=True)
+                    entry = open_entry(candidate, nowait=True)
                 except BlockingIOError:
                     # Shielded: a candidate that one taker gave up on would be lost to the others.
                     with trio.CancelScope(shield=True):
@@ -149,4 +150,4 @@ class FileSource:
 
 
 def _opened_in_thread(path: str) -> FileInstance | SkippedEntry | FailedEntry:
-    return _opened(path, nowait=False)
+    return open_entry(path, nowait=False)

@@ -23,6 +23,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from dcmhaul import crash
 from dcmhaul.errors import ConfigurationError, DcmhaulError
 
 if TYPE_CHECKING:
@@ -200,6 +201,8 @@ class Writer:
             else:
                 jobs[0].error = exc
             return True
+        if crash.armed:
+            crash.passed("db.before_commit")
         try:
             transaction.commit()
         except Exception as exc:
@@ -208,6 +211,8 @@ class Writer:
             self._undo(transaction)
             _fail(jobs, exc, "the COMMIT failed")
             return True
+        if crash.armed:
+            crash.passed("db.after_commit")
         self._commits += 1
         self._jobs += len(jobs)
         return True

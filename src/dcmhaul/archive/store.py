@@ -241,7 +241,7 @@ class Store:
         OSError is final for this file: the kernel forgets what it could not write.
         """
         if self._durability is not Durability.NONE:
-            os.fdatasync(file.fd)
+            file.sync()
         with self._lock:
             if self._files >= FOLDER_FILES_MAX:
                 self._number += 1

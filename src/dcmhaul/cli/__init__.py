@@ -11,6 +11,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dcmhaul import crash
 from dcmhaul._version import __version__
 from dcmhaul.errors import ConfigurationError
 
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dcmhaul.cli.arguments import expand_files
 
     try:
+        crash.arm()
         arguments = expand_files(arguments)
         name = arguments[0] if arguments else ""
         if name not in VERBS and name not in ALIASES:

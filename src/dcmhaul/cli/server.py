@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from dcmhaul import crash
 from dcmhaul.cli.console import Level
 from dcmhaul.cli.network import (
     CountingObserver,
@@ -128,6 +129,8 @@ class Server:
                     self.session.console.always(f"listening on {shown}:{port} as {self.ae_title}")
                 nursery.start_soon(show_progress, self.session, self._look)
                 async for _ in signals:
+                    if crash.armed:
+                        crash.passed("shutdown.draining")
                     nursery.cancel_scope.cancel()
                     break
 

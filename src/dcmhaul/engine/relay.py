@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from dcmhaul import crash
 from dcmhaul.engine.pool import ASSOCIATION_ERRORS
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import (
@@ -248,6 +249,8 @@ class PeerDestination:
     async def _response(self, incoming: Incoming) -> None:
         association = self.association
         response = incoming.message
+        if crash.armed:
+            crash.passed("rsp.received")
         if response.has_dataset:
             await association.read_dataset(None)
         forward = None
@@ -336,6 +339,8 @@ class _Forward:
             instance.sop_class_uid, (instance.transfer_syntax_uid,)
         )
         assert context is not None  # open() refused it otherwise
+        if crash.armed:
+            crash.passed("send.before_cmd")
         self._message_id = association.next_message_id()
         self.started = time.perf_counter()
         destination._unanswered[self._message_id] = self
@@ -381,6 +386,8 @@ class _Forward:
             # From here on the destination may have all of it, whatever happens.
             self.due_from = trio.current_time()
             await self._writer.finish()
+            if crash.armed:
+                crash.passed("send.all_sent")
             self.due_from = trio.current_time()
             self._destination._set_deadline()
         except ASSOCIATION_ERRORS as error:

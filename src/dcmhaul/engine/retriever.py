@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from dcmhaul import crash
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import LocalProtocolError
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
@@ -22,6 +23,7 @@ from dcmhaul.protocol.statuses import (
 )
 from dcmhaul.services.query import QueryModel
 from dcmhaul.services.retrieve import get
+from dcmhaul.services.storage import crash_after_sending
 from dcmhaul.uids import is_valid_uid
 
 if TYPE_CHECKING:
@@ -170,13 +172,13 @@ class _Store:
                     status=OUT_OF_RESOURCES, error_comment="dataset above the size limit"
                 )
         if receiver is None:
-            self._answer(incoming, request, reply or _STORED, started, length)
+            await self._answer(incoming, request, reply or _STORED, started, length)
             return None
         await receiver.end()
         destined = receiver
 
         async def complete() -> None:
-            self._answer(incoming, request, await destined.answer(), started, length)
+            await self._answer(incoming, request, await destined.answer(), started, length)
 
         return complete
 
@@ -199,7 +201,7 @@ class _Store:
             peer=self._association.peer,
         )
 
-    def _answer(
+    async def _answer(
         self,
         incoming: Incoming,
         request: CStoreRq,
@@ -216,12 +218,16 @@ class _Store:
             affected_sop_instance_uid=request.affected_sop_instance_uid,
             error_comment=(reply.error_comment or None) if status else None,
         )
+        if crash.armed:
+            crash.passed("rsp.before_send")
         try:
             self._association.queue(incoming.context.context_id, response)
         except LocalProtocolError:
             return  # the association has ended, and whoever receives on it raises why
         seconds = time.perf_counter() - started
         self._association.observer.operation("C-STORE", "in", status, seconds, length)
+        if crash.armed:
+            await crash_after_sending(self._association)
 
 
 def _refusal(incoming: Incoming, request: CStoreRq) -> StoreReply | None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
+from dcmhaul import crash
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -43,6 +45,8 @@ class StopRequest:
             self.cancel_scope.cancel()
             return
         self.event.set()
+        if crash.armed:
+            crash.passed("shutdown.draining")
         for listener in self._listeners:
             listener()
 

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 import trio
 from sqlalchemy.dialects import postgresql, sqlite
 
+from dcmhaul import crash
 from dcmhaul._version import __version__
 from dcmhaul.database import open_database
 from dcmhaul.engine.scheduler import flat_nursery
@@ -513,7 +514,11 @@ class Ledger:
             for statement in also:
                 connection.execute(statement)
 
+        if crash.armed and rows:
+            crash.passed("ledger.before_ack")
         await self._database.submit(write)
+        if crash.armed and rows:
+            crash.passed("ledger.after_ack")
         self._drained.set()
         self._drained = trio.Event()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from dcmhaul import crash
 from dcmhaul.errors import (
     AssociationAborted,
     LocalProtocolError,
@@ -185,6 +186,8 @@ class Association:
         while True:
             code = self._next()
             if code == DATA:
+                if crash.armed:
+                    _crash_receiving(total, last=reader.data_last)
                 total += reader.data_length
                 last = reader.data_last
                 if total > self.dataset_length_max:
@@ -511,6 +514,8 @@ class DatasetWriter:
         if len(view):
             self._association._queue.add_data(self._context_id, view, False)
             await self._association._flush_transport()
+            if crash.armed:
+                crash.passed("send.mid_dataset")
 
     async def write_file(self, part: FileRange) -> None:
         """Sends a whole file range as the whole dataset, read ahead by a thread."""
@@ -555,6 +560,16 @@ class DatasetWriter:
         if not association._ended and association._upper.p_data_sendable:
             for context_id, message, dataset in deferred:
                 association.queue(context_id, message, dataset)
+
+
+def _crash_receiving(received: int, *, last: bool) -> None:
+    """The points within a dataset, before the next bytes are handed on."""
+    if not received:
+        crash.passed("recv.first_pdv")
+    elif not last:
+        crash.passed("recv.mid")
+    if last:
+        crash.passed("recv.last_pdv")
 
 
 class _Collector:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from dcmhaul import crash
 from dcmhaul.errors import ConfigurationError, PeerTimeout, TransportError
 from dcmhaul.net._sockio import BUDGET_SPENT, DONE, receive, run_plan
 from dcmhaul.net.types import AssociationStats, SocketOptions
@@ -220,6 +221,8 @@ class Transport:
                 return
             if done:
                 stalled = 0.0
+                if crash.armed:
+                    crash.passed("send.mid_dataset")
             if status == BUDGET_SPENT:
                 await trio.lowlevel.checkpoint()
                 continue

@@ -13,9 +13,10 @@ import threading
 from enum import StrEnum
 from typing import Self
 
+from dcmhaul import crash
 from dcmhaul.uids import is_valid_uid
 
-__all__ = ["Durability", "Folder", "TemporaryFile", "instance_name", "instance_path"]
+__all__ = ["Durability", "Folder", "TemporaryFile", "instance_name", "instance_path", "sync_data"]
 
 # What open(O_TMPFILE) and link answer where a file system or a system cannot do it.
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EPERM}
@@ -62,12 +63,24 @@ class TemporaryFile:
         self._name = name
         self.fd = fd
 
+    def sync(self) -> None:
+        """Makes what was written durable; blocks. An OSError is final for the file."""
+        if crash.armed:
+            crash.passed("tmp.written")
+        sync_data(self.fd)
+        if crash.armed:
+            crash.passed("tmp.fdatasync")
+
     def link(self, name: str, folder: Folder | None = None) -> None:
         """Makes the file appear as `name` at once; FileExistsError where there is one already.
 
         folder: another folder of the same file system. The file stays open.
         """
-        target = folder or self._folder
+        self._link(name, folder or self._folder)
+        if crash.armed:
+            crash.passed("tmp.linked")
+
+    def _link(self, name: str, target: Folder) -> None:
         if self._name is None:
             source = f"/proc/self/fd/{self.fd}"
             # With a directory descriptor Python calls linkat with AT_SYMLINK_FOLLOW.
@@ -170,6 +183,12 @@ class Folder:
             os.close(fd)
 
 
+def sync_data(fd: int) -> None:
+    """The data of a file to stable storage; blocks."""
+    # macOS has no fdatasync.
+    (getattr(os, "fdatasync", None) or os.fsync)(fd)
+
+
 def _sync_directory(fd: int) -> None:
     try:
         os.fsync(fd)
@@ -177,6 +196,8 @@ def _sync_directory(fd: int) -> None:
         # Some network file systems cannot sync a directory, and say so in this way.
         if error.errno != errno.EINVAL:
             raise
+    if crash.armed:
+        crash.passed("dir.fsynced")
 
 
 class _Batch:

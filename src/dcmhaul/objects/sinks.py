@@ -15,7 +15,7 @@ import trio
 
 from dcmhaul.errors import InstanceError
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
-from dcmhaul.objects.paths import Durability, Folder, TemporaryFile, instance_name
+from dcmhaul.objects.paths import Durability, Folder, TemporaryFile, instance_name, sync_data
 from dcmhaul.uids import is_valid_uid
 from dcmhaul.wire.part10 import encode_file_meta, parse_file_meta
 
@@ -221,7 +221,7 @@ class FolderSink:
                     existing = folder.open(name)
                 except FileNotFoundError:
                     if not synced:
-                        _sync_data(file.fd)
+                        file.sync()
                         synced = True
                     try:
                         file.link(name)
@@ -231,17 +231,12 @@ class FolderSink:
                 try:
                     if _same_dataset(existing, file.fd):
                         if durable:
-                            _sync_data(existing)
+                            sync_data(existing)
                         return _Outcome.DUPLICATE, name
                 finally:
                     os.close(existing)
                 break
         raise OSError(0, f"more than {_COPIES_MAX} different objects under one UID")
-
-
-def _sync_data(fd: int) -> None:
-    # macOS has no fdatasync.
-    (getattr(os, "fdatasync", None) or os.fsync)(fd)
 
 
 class DiscardSink:

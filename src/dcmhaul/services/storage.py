@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from dcmhaul import uids
+from dcmhaul import crash, uids
 from dcmhaul.errors import (
     AssociationAborted,
     DcmhaulError,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dcmhaul.protocol.negotiation import AcceptedContext
     from dcmhaul.services.provider import Completion
 
-__all__ = ["StorageScp", "StorageScu", "StoreOutcome"]
+__all__ = ["StorageScp", "StorageScu", "StoreOutcome", "crash_after_sending"]
 
 SUCCESS: Final = 0x0000
 OUT_OF_RESOURCES: Final = 0xA700
@@ -111,7 +111,7 @@ class StorageScp:
             sink.discard()
         if reply is None and sink is not None:
             return partial(_commit, association, incoming, sink, length, started)
-        _answer(association, incoming, reply or _STORED, length, started)
+        await _answer(association, incoming, reply or _STORED, length, started)
         return None
 
 
@@ -125,10 +125,10 @@ async def _commit(
     length: int,
     started: float,
 ) -> None:
-    _answer(association, incoming, await sink.commit(), length, started)
+    await _answer(association, incoming, await sink.commit(), length, started)
 
 
-def _answer(
+async def _answer(
     association: Association,
     incoming: Incoming,
     reply: StoreReply,
@@ -137,6 +137,8 @@ def _answer(
 ) -> None:
     context, request = incoming
     assert isinstance(request, CStoreRq)
+    if crash.armed:
+        crash.passed("rsp.before_send")
     association.queue(
         context.context_id,
         CStoreRsp(
@@ -149,6 +151,14 @@ def _answer(
     )
     seconds = time.perf_counter() - started
     association.observer.operation("C-STORE", "in", reply.status, seconds, length)
+    if crash.armed:
+        await crash_after_sending(association)
+
+
+async def crash_after_sending(association: Association) -> None:
+    """The point after a response has left; answers otherwise leave together, a little later."""
+    await association.flush()
+    crash.passed("rsp.after_send")
 
 
 def _refusal(context: AcceptedContext, request: CStoreRq) -> StoreReply | None:
@@ -243,6 +253,8 @@ class StorageScu:
                         queued = 0
                 if queued:
                     await association.flush()
+                    if crash.armed:
+                        crash.passed("send.all_sent")
                 if not outstanding:
                     if exhausted:
                         return
@@ -278,6 +290,8 @@ class StorageScu:
             )
             report(_outcome(instance, error=error))
             return 0
+        if crash.armed:
+            crash.passed("send.before_cmd")
         message_id = association.next_message_id()
         request = CStoreRq(
             message_id=message_id,
@@ -288,6 +302,8 @@ class StorageScu:
         dataset = instance.dataset
         if isinstance(dataset, FileRange):
             await association.send(context.context_id, request, dataset)
+            if crash.armed:
+                crash.passed("send.all_sent")
             return 0
         association.queue(context.context_id, request, dataset)
         return instance.length
@@ -302,6 +318,8 @@ class StorageScu:
                 0, 0, f"{association.peer} released the association before it had answered"
             )
         response = incoming.message
+        if crash.armed and isinstance(response, CStoreRsp):
+            crash.passed("rsp.received")
         if self._on_other is not None and not isinstance(response, CStoreRsp):
             await self._on_other(incoming)
             return

@@ -211,6 +211,25 @@ async def test_a_peer_that_never_answers_is_given_up(tmp_path: Path) -> None:
     assert run.stored == 0
 
 
+async def test_an_association_that_broke_under_the_last_file_is_not_replaced(
+    tmp_path: Path,
+) -> None:
+    write_studies(tmp_path, 1, 1, 1, rows=8, columns=8)
+    peer = Peer()
+
+    async def abort_at_once(association: Association) -> None:
+        peer.associations += 1
+        await association.receive(seconds=5)
+        await association.abort()
+
+    async with serving(peer, abort_at_once):
+        run = Run(peer)
+        assert await run.send(tmp_path) == 0
+    assert [outcome.sent for outcome in run.outcomes] == [True]
+    assert peer.associations == 1
+    assert run.sender.error is None
+
+
 async def test_nobody_listens(tmp_path: Path) -> None:
     write_studies(tmp_path, 1, 1, 2, rows=8, columns=8)
     peer = Peer()

@@ -69,7 +69,8 @@ def for_error(error: BaseException, *, begun: bool = False) -> Exit:
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
     if isinstance(error, PeerTimeout):
-        return Exit.UNREACHABLE if error.phase in _REACHING else Exit.RETRYABLE
+        reached = begun or error.phase not in _REACHING
+        return Exit.RETRYABLE if reached else Exit.UNREACHABLE
     if isinstance(error, (TransportError, AssociationAborted, RemoteProtocolError)):
         return Exit.RETRYABLE if begun else Exit.UNREACHABLE
     if isinstance(error, DcmhaulError):

@@ -158,8 +158,8 @@ class FileSender:
         self._report_entry = report_entry
         self._opened = opened
         self._abort = abort
+        self._total = 0
         self._taken = 0
-        self._exhausted = False
         self.error: DcmhaulError | None = None
 
     async def send(self, group: SendGroup, request: AssociationRequest, *, times: int = 1) -> int:
@@ -169,14 +169,15 @@ class FileSender:
         """
         paths = chain.from_iterable(repeat(group.paths, times))
         source = FileSource(paths, report=self._missed)
-        total = len(group.paths) * times
+        self._total = len(group.paths) * times
         async with flat_nursery() as nursery:
-            for _ in range(min(self._pool.policy.size, total)):
+            for _ in range(min(self._pool.policy.size, self._total)):
                 nursery.start_soon(self._work, source, request)
-        return total - self._taken
+        return self._total - self._taken
 
     async def _work(self, source: FileSource, request: AssociationRequest) -> None:
-        while not self._exhausted:
+        # Counted, not waited for: an association that broke under the last file needs no other.
+        while self._taken < self._total:
             try:
                 async with self._pool.association(request) as association:
                     self._opened(association)
@@ -196,9 +197,7 @@ class FileSender:
 
     async def _take(self, source: FileSource) -> FileInstance | None:
         instance = await source.take()
-        if instance is None:
-            self._exhausted = True
-        else:
+        if instance is not None:
             self._taken += 1
         return instance
 

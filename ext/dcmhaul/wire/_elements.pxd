@@ -76,6 +76,11 @@ cdef struct Walk:
     int wanted_count
 
 
+# Of an explicit header of 8 bytes: whether 4 more follow. Of two letters: whether PS3.5 knows them.
+cdef bint is_long(const uint8_t* header) noexcept nogil
+cdef bint is_known_vr(const uint8_t* vr) noexcept nogil
+
+
 cdef class ElementWalker:
     cdef Walk walk
     cdef int fault                  # the fault that ended the walk, or FAULT_NONE

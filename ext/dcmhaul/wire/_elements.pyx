@@ -71,6 +71,10 @@ cdef inline uint8_t length_form(const uint8_t* vr) noexcept nogil:
     return vr_lengths[(vr[0] - 0x41) * 26 + vr[1] - 0x41]
 
 
+cdef bint is_known_vr(const uint8_t* vr) noexcept nogil:
+    return length_form(vr) != VR_UNKNOWN
+
+
 cdef bint is_long(const uint8_t* header) noexcept nogil:
     """Whether the explicit header of 8 bytes at hand goes on for 4 more.
 

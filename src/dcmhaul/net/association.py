@@ -31,7 +31,7 @@ from dcmhaul.protocol.events import (
     Role,
 )
 from dcmhaul.protocol.states import State
-from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA
+from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA, PDU
 from dcmhaul.wire.pdu import PDU_HEADER_SIZE, AAbort, PduType, describe_abort
 
 if TYPE_CHECKING:
@@ -381,19 +381,18 @@ class Association:
 
     async def _explain(self, lost: TransportError) -> Exception:
         """The A-ABORT that the peer sent before it closed, if it can still be read, else `lost`."""
-        if self._transport.receiving:
-            return lost
+        if self._transport.receiving or self._reader.slices_out:
+            return lost  # another task is reading
         try:
             while self._transport.receive_nowait() > 0:
                 pass
-            code = NEED_DATA
             while (code := self._reader.next()) == DATA:
                 pass
+            if code == PDU and self._reader.pdu_type == PduType.A_ABORT:
+                return self._ended_by(self._received_pdu())
         except (TransportError, RemoteProtocolError, LocalProtocolError):
-            return lost
-        if code in (NEED_DATA, COMMAND):
-            return lost
-        return self._ended_by(self._received_pdu())
+            pass  # what else it sent explains nothing
+        return lost
 
     async def _send_output(self) -> None:
         for pdu in self._upper.take_output():

@@ -179,9 +179,14 @@ class _Server:
             if artim.cancelled_caught:
                 upper.artim_expired()
                 return
+            if association is not None:
+                await association.flush()  # ARTIM has stopped: this has the deadline of any send
         except RemoteProtocolError as exc:
             upper.received_fault(exc)
-        except TransportError:
+        except (TransportError, AssociationAborted):
+            return
+        except Exception as exc:
+            self.on_error(peer, exc)
             return
         if association is None:
             await self._leave(transport, upper)
@@ -206,7 +211,7 @@ class _Server:
     async def _establish(
         self, transport: Transport, upper: UpperLayer, host: str, peer: str, full: bool
     ) -> Association | None:
-        """The association, or None where an answer other than acceptance is in the output."""
+        """The association, its A-ASSOCIATE-AC queued; None where another answer is in the output."""
         while transport.reader.next() == NEED_DATA:
             if not await transport.receive(None, "artim", in_message=False):
                 upper.transport_closed()
@@ -228,9 +233,7 @@ class _Server:
         upper.accept(ac)
         for pdu in upper.take_output():
             transport.queue.add_bytes(pdu)
-        association = Association(transport, upper, agreement, peer, self.timeouts, self.observer)
-        await association.flush()
-        return association
+        return Association(transport, upper, agreement, peer, self.timeouts, self.observer)
 
     async def _leave(self, transport: Transport, upper: UpperLayer) -> None:
         """Sends what the table asked for (A-ABORT, A-ASSOCIATE-RJ), lets the peer read it, closes."""

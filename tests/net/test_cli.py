@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -313,6 +314,56 @@ def test_metrics_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(
         r'^dcmhaul_instances_total\{direction="in".*"success"\} 1\.0$', text, re.MULTILINE
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        (("receive", "0", "-od", "in"), "batch"),
+        (("receive", "0", "-od", "in", "--durable", "each"), "each"),
+        (("receive", "0", "--discard"), "none"),
+        (("archive", "--dir", "store", "--port", "0"), "batch"),
+        (("archive", "--dir", "store", "--port", "0", "--durable", "none"), "none"),
+    ],
+)
+def test_the_durability_in_force_is_told(options: tuple[str, ...], mode: str) -> None:
+    bound = ("--bind", "127.0.0.1", "--metrics", "127.0.0.1:0", "-v")
+    with process(*options, *bound) as server:
+        [url] = [word for line in server.said for word in line.split() if "/metrics" in word]
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        server.stop()
+    told = re.findall(r'^dcmhaul_durability_mode\{mode="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    assert dict(told) == {"each": "0.0", "batch": "0.0", "none": "0.0", mode: "1.0"}
+    assert any(line.startswith(f"durability {mode}: ") for line in server.said)
+
+
+@pytest.mark.parametrize(
+    ("options", "syncs"), [((), 24), (("--durable", "each"), 24), (("--durable", "none"), 0)]
+)
+def test_get_syncs_what_it_files(
+    archive: Process,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    syncs: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One instance after the other: one sync of the data and one of the folder for each."""
+    calls = []
+    for name in ("fsync", "fdatasync"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda fd, real=real: (calls.append(fd), real(fd))[1])
+    arguments = ("-S", "-k", "PatientID=SYNTH*", "-od", tmp_path / "got", *options)
+    assert run(capsys, "get", archive.address, *arguments)[0] == 0
+    assert len(calls) == syncs
+
+
+def test_nothing_kept_cannot_be_durable(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (("get", "X@127.0.0.1:1", "-S", "-k", "PatientID=1"), ("receive", "0")):
+        code, _, err = run(capsys, *verb, "--discard", "--durable", "each")
+        assert code == 2
+        assert "has no meaning" in err
 
 
 def test_find_prints_lines(archive: Process, capsys: pytest.CaptureFixture[str]) -> None:

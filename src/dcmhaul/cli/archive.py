@@ -73,6 +73,7 @@ def command(
         associations_max=associations_max,
         metrics=metrics,
         any_called_title=False,
+        durability=durable,
         accept_any=accept_any,
     )
     trio.run(

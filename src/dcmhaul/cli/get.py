@@ -13,6 +13,8 @@ import click
 from dcmhaul.cli.dcmtk import preferred_syntaxes
 from dcmhaul.cli.exits import Exit, for_status
 from dcmhaul.cli.options import (
+    chosen_durability,
+    durable_option,
     key_options,
     metrics_option,
     model_options,
@@ -60,6 +62,7 @@ Examples:
     "-od", "--output-directory", "folder", default=".", metavar="DIR", help="Where [default: .]."
 )
 @click.option("--ignore", "--discard", "discard", is_flag=True, help="Receive, keep nothing.")
+@durable_option
 @click.option(
     "--associations", type=click.IntRange(1, 128), help="Associations at once [default: 1]."
 )
@@ -84,6 +87,7 @@ def command(
     model: str | None,
     folder: str,
     discard: bool,
+    durable: str | None,
     associations: int | None,
     as_typed: bool,
     relational: bool,
@@ -102,6 +106,7 @@ def command(
     from dcmhaul.cli.completion import add_level
     from dcmhaul.cli.models import identifiers_of, quiet_pydicom
 
+    mode = chosen_durability(durable, discard=discard)
     count = TransferCount()
     session.summary_fields = count.fields
     session.summary_text = partial(count.text, "retrieved")
@@ -127,9 +132,10 @@ def command(
         repeat=repeat,
         abort=abort,
         metrics=metrics,
+        durability=mode,
     )
     with ExitStack() as stack:
-        sinks = None if discard else _sinks(folder, stack)
+        sinks = None if discard else _sinks(folder, mode, stack)
         trio.run(_Get(session, settings, count, sinks).run, typed)
 
 
@@ -146,14 +152,15 @@ class _Settings:
     repeat: int
     abort: bool
     metrics: str | None
+    durability: str
 
 
-def _sinks(folder: str, stack: ExitStack) -> SinkFactory:
+def _sinks(folder: str, durability: str, stack: ExitStack) -> SinkFactory:
     from dcmhaul.objects.paths import Durability
     from dcmhaul.objects.sinks import FolderSinks
 
     try:
-        return stack.enter_context(FolderSinks(folder, durable=Durability.NONE))
+        return stack.enter_context(FolderSinks(folder, durable=Durability(durability)))
     except OSError as error:
         raise ConfigurationError(f"-od {folder}: {error.strerror}") from error
 
@@ -184,7 +191,9 @@ class _Get:
             return
         contexts = storage_contexts(classes, settings.preferred)
         pending = deque(units * settings.repeat)
-        with counting(self.session, settings.metrics, settings.peer) as observer:
+        with counting(
+            self.session, settings.metrics, settings.peer, settings.durability
+        ) as observer:
             watching = CountingObserver(self.session, self.count, observer or NullObserver())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(show_progress, self.session, self._look)

@@ -167,8 +167,13 @@ def split_address(text: str, option: str) -> tuple[str, int]:
 
 
 @contextmanager
-def counting(session: Session, metrics: str | None, peer: Peer | None) -> Iterator[Observer | None]:
-    """The observer of a run, served as Prometheus text where `--metrics` asked for it, else None."""
+def counting(
+    session: Session, metrics: str | None, peer: Peer | None, durability: str | None = None
+) -> Iterator[Observer | None]:
+    """The observer of a run, served as Prometheus text where `--metrics` asked for it, else None.
+
+    durability: the mode of what the run stores, where it stores anything.
+    """
     if metrics is None:
         yield None
         return
@@ -176,7 +181,7 @@ def counting(session: Session, metrics: str | None, peer: Peer | None) -> Iterat
     from dcmhaul.observe.collector import serve_metrics
 
     host, port = split_address(metrics, "--metrics")
-    counters = Counters(session.configuration.nodes)
+    counters = Counters(session.configuration.nodes, durability=durability)
     with serve_metrics(host, port, counters) as (bound_host, bound_port):
         session.console.always(f"metrics at http://{bound_host}:{bound_port}/metrics")
         yield counters.observer(peer.name if peer is not None and peer.name else "other")

@@ -22,6 +22,8 @@ __all__ = [
     "DURATION",
     "PDU_LENGTH",
     "Verb",
+    "chosen_durability",
+    "durable_option",
     "key_options",
     "metrics_option",
     "model_options",
@@ -249,6 +251,23 @@ def metrics_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--metrics", metavar="HOST:PORT", help="Serve Prometheus text at http://HOST:PORT/metrics."
     )(function)
+
+
+def durable_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--durable`; None where it was not typed."""
+    return click.option(
+        "--durable",
+        type=click.Choice(["each", "batch", "none"]),
+        help="What 0000 promises: synced one by one, synced in batches (default), or that the bytes "
+        "arrived (default with --discard).",
+    )(function)
+
+
+def chosen_durability(durable: str | None, *, discard: bool) -> str:
+    """The mode in force; ConfigurationError where nothing is kept and yet it should be durable."""
+    if discard and durable not in (None, "none"):
+        raise ConfigurationError(f"--discard keeps nothing, so --durable {durable} has no meaning")
+    return durable or ("none" if discard else "batch")
 
 
 def propose_option(function: Callable[..., Any]) -> Callable[..., Any]:

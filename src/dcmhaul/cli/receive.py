@@ -10,6 +10,8 @@ import click
 
 from dcmhaul.cli.dcmtk import preferred_syntaxes
 from dcmhaul.cli.options import (
+    chosen_durability,
+    durable_option,
     metrics_option,
     network_options,
     prefer_option,
@@ -42,12 +44,7 @@ Examples:
     "-od", "--output-directory", "folder", default=".", metavar="DIR", help="Where [default: .]."
 )
 @click.option("--discard", "--ignore", "discard", is_flag=True, help="Receive, keep nothing.")
-@click.option(
-    "--durable",
-    type=click.Choice(["each", "batch", "none"]),
-    help="What 0000 promises: synced one by one, synced in batches (default), or that the bytes "
-    "arrived (default with --discard).",
-)
+@durable_option
 @click.option(
     "-pm",
     "--promiscuous",
@@ -88,8 +85,7 @@ def command(
         raise ConfigurationError("receive needs a PORT to listen on")
     if network.calling_ae_title is None and configuration.receive_ae_title is not None:
         network = replace(network, calling_ae_title=configuration.receive_ae_title)
-    if discard and durable not in (None, "none"):
-        raise ConfigurationError(f"--discard keeps nothing, so --durable {durable} has no meaning")
+    mode = chosen_durability(durable, discard=discard)
 
     import trio
 
@@ -104,13 +100,14 @@ def command(
         associations_max=associations_max,
         metrics=metrics,
         any_called_title=True,
+        durability=mode,
         accept_any=accept_any,
     )
     serve = partial(
         _serve,
         server,
         folder=None if discard else folder,
-        durable=durable or "batch",
+        durable=mode,
         syntaxes=_accepted_syntaxes(prefer),
         extra_classes=configuration.extra_storage_classes,
     )

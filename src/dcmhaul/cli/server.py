@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 __all__ = ["Server", "allowed_callers", "listening_port"]
 
 
+_PROMISES = {
+    "each": "0000 is answered after the object's own syncs",
+    "batch": "0000 is answered after syncs that several objects share",
+    "none": "0000 says that the bytes arrived; a crash of the system may lose them",
+}
+
+
 def listening_port(text: str) -> int:
     """A port to listen on; 0 takes a free one."""
     return 0 if text == "0" else port_number(text)
@@ -80,6 +87,7 @@ class Server:
         associations_max: int,
         metrics: str | None,
         any_called_title: bool,
+        durability: str,
         accept_any: bool = False,
     ) -> None:
         self.session = session
@@ -91,6 +99,7 @@ class Server:
             associations=associations_max, associations_per_host=associations_max
         )
         self._metrics = metrics
+        self._durability = durability
         self._policy_fields = {
             "ae_title": None if any_called_title else self.ae_title,
             "allowed_callers": allowed_callers(allow),
@@ -105,7 +114,7 @@ class Server:
         """Listens, prints where, and returns at a signal; open associations are then aborted."""
         policy = acceptor_policy(services, **self._policy_fields)
         with (
-            counting(self.session, self._metrics, None) as observer,
+            counting(self.session, self._metrics, None, self._durability) as observer,
             trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
         ):
             async with trio.open_nursery() as nursery:
@@ -127,12 +136,20 @@ class Server:
                 for host, port in addresses:
                     shown = f"[{host}]" if ":" in host else host
                     self.session.console.always(f"listening on {shown}:{port} as {self.ae_title}")
+                self._say_durability()
                 nursery.start_soon(show_progress, self.session, self._look)
                 async for _ in signals:
                     if crash.armed:
                         crash.passed("shutdown.draining")
                     nursery.cancel_scope.cancel()
                     break
+
+    def _say_durability(self) -> None:
+        """Under `-v`; without durability unasked, where objects are kept at all."""
+        say = self.session.console.info
+        if self._durability == "none" and self.session.name == "archive":
+            say = self.session.console.warn
+        say(f"durability {self._durability}: {_PROMISES[self._durability]}")
 
     async def _handle(self, services: Sequence[Service], association: Association) -> None:
         console = self.session.console

@@ -44,6 +44,7 @@ OPERATIONS = (
     "N-DELETE",
     OTHER,
 )
+DURABILITY_MODES = ("each", "batch", "none")
 ORIGINS = ("local", "peer", OTHER)
 # A-ASSOCIATE-RJ and A-ABORT: sources 0-3, reasons 0-7 (PS3.8 §9.3.4, §9.3.8); what is above is one.
 SOURCES = ("0", "1", "2", "3", OTHER)
@@ -111,6 +112,11 @@ _DESCRIPTIONS: dict[str, tuple[Kind, str, tuple[str, ...]]] = {
         "Time of a DIMSE operation, from its request to its final response",
         ("node", "op"),
     ),
+    "durability_mode": (
+        "gauge",
+        "1 for what 0000 promises of the instances that are stored here",
+        ("mode",),
+    ),
     "pdus": ("counter", "PDUs of every type", ("direction",)),
     "syscalls": ("counter", "System calls on the sockets of associations", ("call",)),
     "wakeups": ("counter", "Waits for a socket to become readable or writable", ()),
@@ -135,10 +141,12 @@ class Counters:
     """The counts of a process. One thread counts; any thread may ask.
 
     nodes: the configured names. Whatever else turns up is counted under `other`, so the number of
-    label values is known from the start.
+    label values is known from the start. durability: the mode in force (objects.paths.Durability),
+    None where nothing is stored.
     """
 
-    def __init__(self, nodes: Iterable[str] = ()) -> None:
+    def __init__(self, nodes: Iterable[str] = (), *, durability: str | None = None) -> None:
+        self.durability = durability
         self.nodes = (*(node for node in dict.fromkeys(nodes) if node != OTHER), OTHER)
         size = _PROCESS_SIZE + len(self.nodes) * _NODE_SIZE
         self._values = array("q", bytes(size * 8))
@@ -177,7 +185,11 @@ class Counters:
 
     def families(self) -> tuple[Family, ...]:
         """Everything that was counted up to now, named as a metrics system wants it."""
-        return tuple(_families(self.nodes, self.snapshot()))
+        modes = DURABILITY_MODES if self.durability is not None else ()
+        mode = _described(
+            "durability_mode", (((mode,), int(mode == self.durability)) for mode in modes)
+        )
+        return (*_families(self.nodes, self.snapshot()), mode)
 
     def _opened(self, base: int, live: Callable[[], AssociationStats]) -> None:
         with self._lock:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 import trio.testing
 
-from dcmhaul.errors import TransportError
-from dcmhaul.protocol.dimse import CEchoRsp
+from dcmhaul.errors import (
+    AssociationAborted,
+    PeerTimeout,
+    TransportError,
+    UnreadableInstance,
+)
+from dcmhaul.net import FileRange, Timeouts, open_association
+from dcmhaul.protocol.dimse import CEchoRsp, CStoreRq, CStoreRsp
+from dcmhaul.services.storage import StorageScu
 from tests.hostile import octets
-from tests.net.test_association import serving
+from tests.net.test_association import CT, SYNTAX, request, serving
+from tests.net.test_cancellation import Memory
+from tests.reference.codec import item
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dcmhaul.net import Association, DatasetSlices
+    from dcmhaul.services.storage import StoreOutcome
 
 
 def connect(port: int) -> socket.socket:
@@ -24,6 +38,16 @@ def connect(port: int) -> socket.socket:
     sock.connect(("127.0.0.1", port))
     sock.sendall(octets.associate_rq())
     return sock
+
+
+def accept(sock: socket.socket) -> None:
+    """Reads an A-ASSOCIATE-RQ and accepts its first context."""
+    header = sock.recv(6, socket.MSG_WAITALL)
+    sock.recv(int.from_bytes(header[2:], "big"), socket.MSG_WAITALL)
+    context = item(0x21, bytes([1, 0, 0, 0]) + item(0x40, SYNTAX.encode()))
+    fields = b"\0\1\0\0" + octets.title(b"THERE") + octets.title(b"HERE") + bytes(32)
+    body = fields + octets.APPLICATION_CONTEXT + context + octets.user_information(length=0)
+    sock.sendall(octets.pdu(2, body))
 
 
 def reset(sock: socket.socket) -> None:
@@ -70,3 +94,122 @@ async def test_a_broken_send_leaves_the_slices_that_another_task_looks_at() -> N
             while not seen:
                 await trio.sleep(0.01)
     assert seen == [dataset]
+
+
+class Reused:
+    """A file whose descriptor is another file's as soon as it is closed."""
+
+    label = "reused"
+    sop_class_uid = CT
+    sop_instance_uid = "1.2.3"
+    transfer_syntax_uid = SYNTAX
+
+    def __init__(self, ours: Path, other: Path, length: int) -> None:
+        self.length = length
+        self._file = open(ours, "rb")  # noqa: SIM115  # as long as the test lasts
+        self._other = open(other, "rb")  # noqa: SIM115
+        self.dataset = FileRange(fd=self._file.fileno(), offset=0, length=length, owner=self._file)
+
+    def close(self) -> None:
+        os.dup2(self._other.fileno(), self._file.fileno())
+
+    def release(self) -> None:
+        self._file.close()
+        self._other.close()
+
+
+async def test_what_is_half_sent_at_a_time_out_is_completed_from_its_own_file(
+    tmp_path: Path,
+) -> None:
+    """The A-ABORT follows the rest of the PDU; with bytes of another file that could be a whole object."""
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    size = 50_000_000
+    ours.write_bytes(b"\xaa" * size)
+    other.write_bytes(b"\xbb" * size)
+    instance = Reused(ours, other, size)
+    outcomes: list[StoreOutcome] = []
+    stream = bytearray()
+
+    async def take() -> Reused | None:
+        return None if outcomes else instance
+
+    def close(outcome: StoreOutcome) -> None:
+        outcomes.append(outcome)
+        outcome.instance.close()
+
+    with trio.fail_after(20), socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        async def send_and_close() -> None:
+            with pytest.raises(PeerTimeout):
+                async with open_association(
+                    "127.0.0.1", port, request(), timeouts=Timeouts(progress=0.3)
+                ) as association:
+                    await StorageScu(association).run(take, close)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_and_close)
+            sock, _ = await trio.to_thread.run_sync(listener.accept)
+            with sock:
+                accept(sock)
+                while not outcomes:
+                    await trio.sleep(0.01)
+                while piece := await trio.to_thread.run_sync(sock.recv, 1 << 20):
+                    stream += piece
+    instance.release()
+    assert stream.endswith(octets.abort(0, 0))
+    assert b"\xbb" not in stream
+
+
+@pytest.mark.parametrize("cold", [False, True])
+async def test_a_file_that_cannot_be_read_is_the_instances_fault(
+    tmp_path: Path, cold: bool
+) -> None:
+    outcomes: list[StoreOutcome] = []
+
+    async def handler(association: Association) -> None:
+        assert await association.receive() is not None
+        await association.read_dataset(None)
+
+    with open(tmp_path / "file", "wb") as write_only:
+        instance = Memory(0, 100_000)
+        instance.dataset = FileRange(
+            fd=write_only.fileno(), offset=0, length=100_000, owner=None, cold=cold
+        )
+
+        async def take() -> Memory:
+            return instance
+
+        with trio.fail_after(20):
+            async with serving(handler) as port:
+                with pytest.raises(UnreadableInstance):
+                    async with open_association("127.0.0.1", port, request()) as association:
+                        await StorageScu(association).run(take, outcomes.append)
+    assert [type(outcome.error) for outcome in outcomes] == [UnreadableInstance]
+
+
+async def test_a_response_that_breaks_off_leaves_its_instance_unknown() -> None:
+    """It counts once it is whole."""
+    outcomes: list[StoreOutcome] = []
+
+    async def handler(association: Association) -> None:
+        incoming = await association.receive()
+        assert incoming is not None
+        assert isinstance(incoming.message, CStoreRq)
+        await association.read_dataset(None)
+        response = CStoreRsp(
+            message_id_being_responded_to=incoming.message.message_id, status=0, has_dataset=True
+        )
+        association.queue(1, response)
+        await association.flush()
+        await association.abort()
+
+    async def take() -> Memory:
+        return Memory(0, 10)
+
+    with trio.fail_after(20):
+        async with serving(handler) as port:
+            with pytest.raises(AssociationAborted):
+                async with open_association("127.0.0.1", port, request()) as association:
+                    await StorageScu(association).run(take, outcomes.append)
+    assert [(outcome.status, outcome.sent) for outcome in outcomes] == [(None, True)]

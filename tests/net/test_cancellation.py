@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from dcmhaul.errors import AssociationAborted, RemoteProtocolError, TransportError
-from dcmhaul.net import open_association
+from dcmhaul.net import FileRange, open_association
 from dcmhaul.services.storage import StorageScp, StorageScu
 from tests.net.test_association import CT, SYNTAX, request, serving
 
@@ -43,7 +43,7 @@ class Memory:
 
     def __init__(self, number: int, size: int) -> None:
         self.sop_instance_uid = f"1.2.3.{number}"
-        self.dataset = bytes(size)
+        self.dataset: bytes | FileRange = bytes(size)
         self.length = size
 
     def close(self) -> None:

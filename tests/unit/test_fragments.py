@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import tempfile
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dcmhaul.net._sockio import WOULD_BLOCK, run_plan
 from dcmhaul.wire._fragments import SendQueue
 from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA, PduReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def pdus(stream: bytes) -> list[bytes]:
@@ -161,3 +168,49 @@ def test_odd_parts_are_refused() -> None:
         queue.add_file(1, 0, 0, 3, False, None)
     with pytest.raises(ValueError, match="even"):
         queue.add_file(1, 0, -1, 4, True, None)
+
+
+def test_cut_keeps_the_rest_of_a_file_that_is_closed_before_it_is_sent(tmp_path: Path) -> None:
+    """The descriptor may be another file's by then, and a last fragment would end a forged dataset."""
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    ours.write_bytes(b"\xaa" * 1_000_000)
+    other.write_bytes(b"\xbb" * 1_000_000)
+    file = os.open(ours, os.O_RDONLY)
+    queue = SendQueue(0)
+    queue.add_file(1, file, 0, 1_000_000, True, None)
+    near, far = socket.socketpair()
+    with near, far, open(other, "rb") as stranger:
+        near.setblocking(False)
+        assert run_plan(near.fileno(), queue)[0] == WOULD_BLOCK
+        assert queue.cut()
+        os.dup2(stranger.fileno(), file)
+        queue.add_bytes(b"abort")
+        rest = queue.drain()
+        near.shutdown(socket.SHUT_WR)
+        sent = b"".join(iter(lambda: far.recv(1 << 20), b""))
+    os.close(file)
+    header = b"\4\0" + struct.pack(">IIBB", 1_000_006, 1_000_002, 1, 2)
+    assert sent + rest == header + b"\xaa" * 1_000_000 + b"abort"
+
+
+@pytest.mark.parametrize("how", ["shorter", "unreadable"])
+def test_a_file_that_cannot_be_read_further_sends_nothing_more(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1_000_000))
+    queue = SendQueue(0)
+    near, far = socket.socketpair()
+    with near, far, open(path, "r+b") as file, open(tmp_path / "other", "wb") as write_only:
+        queue.add_file(1, file.fileno(), 0, 1_000_000, True, None)
+        near.setblocking(False)
+        assert run_plan(near.fileno(), queue)[0] == WOULD_BLOCK
+        if how == "shorter":
+            file.truncate(10)
+        else:
+            os.dup2(write_only.fileno(), file.fileno())
+        far.recv(1 << 20)
+        with pytest.raises(EOFError, match="shorter, or unreadable"):
+            run_plan(near.fileno(), queue)
+        assert queue.cut()
+        queue.add_bytes(b"abort")  # behind a PDU that can never be completed
+        with pytest.raises(EOFError):
+            run_plan(near.fileno(), queue)

@@ -30,6 +30,7 @@ cdef extern from "sockio.h" nogil:
     ssize_t pwritev(int fd, const iovec* vectors, int count, int64_t offset) noexcept
     void rearm_quickack(int fd) noexcept
     ssize_t send_file_range(int out, int source, int64_t offset, size_t length) noexcept
+    bint file_is_spent(int fd, int64_t offset) noexcept
     int64_t monotonic_us() noexcept
 
 cdef extern from "<string.h>" nogil:
@@ -48,7 +49,7 @@ cdef enum:
     RESULT_WOULD_BLOCK = 1
     RESULT_BUDGET = 2
     RESULT_ERROR = -1
-    RESULT_SHORT_FILE = -2
+    RESULT_FILE_SPENT = -2
 
 
 cdef ssize_t send_memory(int fd, SendQueue queue) noexcept nogil:
@@ -86,12 +87,14 @@ cdef int execute(int fd, SendQueue queue, int64_t budget, int64_t* done, int64_t
         else:
             sent = send_file_range(fd, segment.fd, segment.offset, <size_t>segment.length)
             if sent == 0:
-                return RESULT_SHORT_FILE
+                return RESULT_FILE_SPENT
         if sent < 0:
             if errno == EINTR:
                 continue            # EINTR
             if errno == EAGAIN:
                 return RESULT_WOULD_BLOCK
+            if segment.data == NULL and file_is_spent(segment.fd, segment.offset):
+                return RESULT_FILE_SPENT
             return RESULT_ERROR
         done[0] += sent
         left = sent
@@ -114,7 +117,7 @@ def run_plan(int fd, SendQueue queue not None, int64_t budget=4194304):
     """Sends what is queued until it is all sent, the socket is full, or the budget is spent.
 
     Returns (DONE | WOULD_BLOCK | BUDGET_SPENT, bytes sent, system calls). OSError where the socket
-    failed; EOFError where a file has become shorter than its range.
+    failed; EOFError where a file has become shorter than its range, or cannot be read.
     """
     cdef int64_t done = 0
     cdef int64_t calls = 0
@@ -127,8 +130,8 @@ def run_plan(int fd, SendQueue queue not None, int64_t budget=4194304):
         queue.release()
     if result == RESULT_ERROR:
         PyErr_SetFromErrno(OSError)
-    if result == RESULT_SHORT_FILE:
-        raise EOFError("the file has become shorter while it was sent")
+    if result == RESULT_FILE_SPENT:
+        raise EOFError("the file became shorter, or unreadable, while it was sent")
     return result, done, calls
 
 

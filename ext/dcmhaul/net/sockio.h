@@ -50,6 +50,16 @@ static inline ssize_t send_file_range(int out, int in, int64_t offset, size_t le
 #endif
 }
 
+/* Whether a send that failed has its file to blame: nothing can be read there. Leaves errno as it is. */
+static inline int file_is_spent(int fd, int64_t offset)
+{
+    char byte;
+    int failure = errno;
+    ssize_t got = pread(fd, &byte, 1, (off_t)offset);
+    errno = failure;
+    return got != 1;
+}
+
 static inline int64_t monotonic_us(void)
 {
     struct timespec now;

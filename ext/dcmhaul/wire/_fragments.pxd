@@ -40,6 +40,7 @@ cdef class SendQueue:
     cdef int item_count
     cdef int item_capacity
     cdef list owners            # keeps the memory of each item alive, in step with `items`
+    cdef object rest            # what `cut` read of the file of the half-sent PDU
     cdef Segment segments[SEGMENTS_MAX]
     cdef int segment_head
     cdef int segment_count
@@ -52,4 +53,5 @@ cdef class SendQueue:
     cdef int push(self, ItemKind kind, const uint8_t* data, int fd, int64_t offset, int64_t length,
                   uint8_t context_id, uint8_t control, bint last, object owner) except -1
     cdef int fill(self) noexcept nogil
+    cdef int hold(self, Segment* segment) except -1
     cdef void release(self)

@@ -8,6 +8,7 @@ PDU, command and dataset in separate PDUs, every fragment but the last of full a
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdlib cimport free, realloc
 
 from dcmhaul.wire.byteorder cimport store_be32
@@ -108,9 +109,11 @@ cdef class SendQueue:
     def cut(self):
         """Forgets all but the rest of the PDU that is half out, so that an A-ABORT can follow it.
 
-        False where nothing is half out: the queue is then empty.
+        What is left of it in a file is read now: the file may be closed, and its descriptor be another's,
+        before that is sent. False where nothing is half out: the queue is then empty.
         """
         cdef int end = self.segment_head
+        cdef int i
         while end < self.segment_count and not self.segments[end].boundary:
             end += 1
         if end == self.segment_head:
@@ -118,7 +121,23 @@ cdef class SendQueue:
             return False
         self.segment_count = end
         self.item_head = self.item_count
+        for i in range(self.segment_head, end):
+            if self.segments[i].data == NULL:
+                self.hold(&self.segments[i])
         return True
+
+    cdef int hold(self, Segment* segment) except -1:
+        """Turns the rest of a file segment into memory; one that cannot be read can never be sent."""
+        import os
+        try:
+            rest = os.pread(segment.fd, segment.length, segment.offset)
+        except OSError:
+            rest = b""
+        segment.fd = -1
+        if len(rest) == segment.length:
+            self.rest = rest
+            segment.data = <const uint8_t*>PyBytes_AS_STRING(rest)
+        return 0
 
     def clear(self):
         """Forgets everything: the association is lost."""
@@ -126,6 +145,7 @@ cdef class SendQueue:
         self.segment_head = self.segment_count = 0
         self.pending = 0
         self.owners = []
+        self.rest = None
 
     cdef int fill(self) noexcept nogil:
         """Writes the next segments once all earlier ones are sent; returns their number."""
@@ -206,7 +226,7 @@ cdef class SendQueue:
         """The bytes of the whole queue, files read; for tests and transports without a descriptor."""
         import os
         result = bytearray()
-        while self.fill() > 0:
+        while self.segment_head < self.segment_count or self.fill() > 0:
             while self.segment_head < self.segment_count:
                 segment = self.segments[self.segment_head]
                 if segment.data != NULL:

@@ -373,8 +373,10 @@ class Association:
         try:
             await self._transport.flush(self.timeouts.progress)
         except BaseException as exc:
-            # Cancelled too: a part of a PDU may be out, so nothing but an abort may follow.
+            # Cancelled too: a part of a PDU may be out, so nothing but an abort may follow. Now, for
+            # whoever hears of this may close the files.
             self._upper.poison(exc)
+            self._queue.cut()
             if isinstance(exc, TransportError) and not isinstance(exc, PeerTimeout):
                 raise await self._explain(exc) from exc
             raise
@@ -525,7 +527,10 @@ class DatasetWriter:
         sent = 0
         while True:
             length = min(step, part.length - sent)
-            await trio.to_thread.run_sync(read_ahead, part.fd, part.offset + sent, length)
+            try:
+                await trio.to_thread.run_sync(read_ahead, part.fd, part.offset + sent, length)
+            except OSError as exc:
+                raise EOFError(f"the file cannot be read ({exc.strerror})") from exc
             last = sent + length == part.length
             queue.add_file(self._context_id, part.fd, part.offset + sent, length, last, part.owner)
             await association._flush_transport()

@@ -207,7 +207,8 @@ class Transport:
     async def flush(self, seconds: float | None) -> None:
         """Sends all that is queued. PeerTimeout("progress") where the peer takes nothing for `seconds`.
 
-        EOFError where a file became shorter. A flush that raised may have sent a part of a PDU.
+        EOFError where a file became shorter, or cannot be read. A flush that raised may have sent a part
+        of a PDU.
         """
         stats = self.stats
         stalled = 0.0

@@ -263,7 +263,7 @@ class StorageScu:
                 while association.has_buffered() and outstanding:
                     await self._take_response(report)
         except EOFError as exc:
-            raise self._shrunk(report) from exc
+            raise self._unreadable(str(exc), report) from exc
         except DcmhaulError as exc:
             self._give_up(exc, report)
             raise
@@ -323,6 +323,8 @@ class StorageScu:
         if self._on_other is not None and not isinstance(response, CStoreRsp):
             await self._on_other(incoming)
             return
+        if response.has_dataset:
+            await association.read_dataset(None)  # what breaks here leaves its instance outstanding
         pending = None
         if isinstance(response, CStoreRsp):
             pending = self._outstanding.pop(response.message_id_being_responded_to, None)
@@ -332,8 +334,6 @@ class StorageScu:
                 source=0,
                 reason=0,
             )
-        if response.has_dataset:
-            await association.read_dataset(None)
         association.message_ids.give_back(response.message_id_being_responded_to)
         seconds = time.perf_counter() - pending.started
         length = pending.instance.length
@@ -356,12 +356,10 @@ class StorageScu:
             )
         self._outstanding.clear()
 
-    def _shrunk(self, report: Callable[[StoreOutcome], None]) -> UnreadableInstance:
+    def _unreadable(self, cause: str, report: Callable[[StoreOutcome], None]) -> UnreadableInstance:
         """The file of the last request ended early: that one has failed, the others are unknown."""
         _, last = self._outstanding.popitem()
-        error = UnreadableInstance(
-            f"{last.instance.label}: the file became shorter while it was sent"
-        )
+        error = UnreadableInstance(f"{last.instance.label}: {cause}")
         report(_outcome(last.instance, error=error))
         self._give_up(error, report)
         return error

@@ -24,7 +24,7 @@ from dcmhaul.cli import main
 from dcmhaul.objects.synth import write_studies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FILES = Path(pydicom.data.__file__).parent / "test_files"
 CT = FILES / "CT_small.dcm"
@@ -350,11 +350,15 @@ def test_get_syncs_what_it_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One instance after the other: one sync of the data and one of the folder for each."""
-    calls = []
+    calls: list[int] = []
     for name in ("fsync", "fdatasync"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda fd, real=real: (calls.append(fd), real(fd))[1])
-    arguments = ("-S", "-k", "PatientID=SYNTH*", "-od", tmp_path / "got", *options)
+
+        def noting(fd: int, real: Callable[[int], None] = getattr(os, name)) -> None:
+            calls.append(fd)
+            real(fd)
+
+        monkeypatch.setattr(os, name, noting)
+    arguments = ("-S", "-k", "PatientID=SYNTH*", "-od", str(tmp_path / "got"), *options)
     assert run(capsys, "get", archive.address, *arguments)[0] == 0
     assert len(calls) == syncs
 

@@ -31,12 +31,16 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL
 
-__all__ = ["Database", "DatabaseError", "Writer", "WriterStatistics", "open_database"]
+__all__ = ["Database", "DatabaseError", "Prepared", "Writer", "WriterStatistics", "open_database"]
 
 T = TypeVar("T")
+Prepared = tuple["Callable[[Connection], T]", tuple["Callable[[], None]", ...]]
+"""A function for the writer thread, and the calls that must have succeeded before."""
 
 BATCH_JOBS_MAX = 64
 QUEUED_JOBS_MAX = 1024
+# Functions that prepare jobs at once: the syncs of several share the journal's work.
+PREPARERS = 8
 READERS_MAX = 8
 BUSY_TIMEOUT_MS = 30_000
 CHECKPOINT_SECONDS = 5.0
@@ -49,6 +53,15 @@ SCHEMA = sa.Table(
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
 )
+
+
+class SchemaMismatch(ConfigurationError):
+    """A database of another schema version than this program's; `found` is its own."""
+
+    def __init__(self, shown: str, found: int, needed: int) -> None:
+        super().__init__(f"{shown} has schema version {found}, this dcmhaul needs {needed}")
+        self.found = found
+        self.needed = needed
 
 
 class DatabaseError(DcmhaulError):
@@ -71,15 +84,17 @@ class WriterStatistics:
 class _Job:
     """One submitted function and, after its batch, what came of it."""
 
-    __slots__ = ("after", "done", "error", "function", "result")
+    __slots__ = ("after", "done", "error", "function", "prepare", "result")
 
     def __init__(
         self,
         function: Callable[[Connection], Any],
         after: tuple[Callable[[], None], ...],
+        prepare: Callable[[], Prepared[Any]] | None = None,
     ) -> None:
         self.function = function
         self.after = after
+        self.prepare = prepare
         self.done = trio.Event()
         self.result: Any = None
         self.error: Exception | None = None
@@ -100,6 +115,8 @@ class Writer:
         self._batch_jobs = batch_jobs
         self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._unprepared: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._preparers: list[threading.Thread] = []
         self._room = trio.Semaphore(queued_jobs)
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._serve, name="dcmhaul database", daemon=True)
@@ -119,13 +136,27 @@ class Writer:
         or a call of `after` raised; DatabaseError where the database refused a statement or the
         COMMIT. Cancelled while waiting: the function may or may not have run.
         """
-        job = _Job(function, after)
+        return cast("T", await self._await(_Job(function, after), self._queue))
+
+    async def submit_prepared(self, prepare: Callable[[], Prepared[T]]) -> T:
+        """As `submit` of what `prepare()` returns: a function, and what must have succeeded before.
+
+        `prepare` runs in a thread, beside others; from there its job goes to the writer thread
+        without a turn of the event loop. What it raises is raised here.
+        """
+        while len(self._preparers) < PREPARERS:
+            thread = threading.Thread(target=self._prepare_all, name="dcmhaul prepare", daemon=True)
+            thread.start()
+            self._preparers.append(thread)
+        return cast("T", await self._await(_Job(_nothing, (), prepare), self._unprepared))
+
+    async def _await(self, job: _Job, to: queue.SimpleQueue[_Job | None]) -> Any:
         async with self._room:
-            self._queue.put(job)
+            to.put(job)
             await job.done.wait()
         if job.error is not None:
             raise job.error
-        return cast("T", job.result)
+        return job.result
 
     def statistics(self) -> WriterStatistics:
         return WriterStatistics(
@@ -141,8 +172,24 @@ class Writer:
 
     async def _stop(self) -> None:
         """What was submitted is committed first."""
+        for _ in self._preparers:
+            self._unprepared.put(None)
+        for thread in self._preparers:
+            await trio.to_thread.run_sync(thread.join)
         self._queue.put(None)
         await trio.to_thread.run_sync(self._thread.join)
+
+    def _prepare_all(self) -> None:
+        """In a thread of its own: until None comes."""
+        while (job := self._unprepared.get()) is not None:
+            assert job.prepare is not None
+            try:
+                job.function, job.after = job.prepare()
+            except Exception as exc:
+                job.error = exc
+                self._token.run_sync_soon(job.done.set)
+            else:
+                self._queue.put(job)
 
     # What follows runs in the writer thread.
 
@@ -250,6 +297,10 @@ class Writer:
             self._connection = None
 
 
+def _nothing(_connection: Connection) -> None:
+    """Stands where the function of a job is not known yet."""
+
+
 def _report(batch: list[_Job]) -> None:
     for job in batch:
         job.done.set()
@@ -304,6 +355,10 @@ class Database:
     ) -> T:
         """As `Writer.submit`."""
         return await self.writer.submit(function, after=after)
+
+    async def submit_prepared(self, prepare: Callable[[], Prepared[T]]) -> T:
+        """As `Writer.submit_prepared`."""
+        return await self.writer.submit_prepared(prepare)
 
     async def read(self, function: Callable[[Connection], T]) -> T:
         """Runs `function(connection)` in a thread on a connection that cannot write; returns its
@@ -489,9 +544,7 @@ def _prepare(engine: Engine, lock: _Lock, metadata: sa.MetaData, kind: str, vers
                 f"{_shown(engine)} is a database of kind {found.kind}, not {kind}"
             )
         if found.version != version:
-            raise ConfigurationError(
-                f"{_shown(engine)} has schema version {found.version}, this dcmhaul needs {version}"
-            )
+            raise SchemaMismatch(_shown(engine), found.version, version)
 
 
 def _advisory_lock(engine: Engine, kind: str) -> Connection:

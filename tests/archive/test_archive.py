@@ -18,6 +18,7 @@ import trio.testing
 
 from dcmhaul import uids
 from dcmhaul.archive import Archive, open_archive
+from dcmhaul.archive import scp as scp_module
 from dcmhaul.archive import store as store_module
 from dcmhaul.archive.scp import _Bytes
 from dcmhaul.archive.store import Intake, Refused
@@ -127,6 +128,40 @@ async def test_the_real_files_come_back_byte_by_byte(tmp_path: Path) -> None:
     async with opened(tmp_path) as archive:
         assert archive.recovery.lines() == []
         assert archive.statistics().holds.instances == len(expected)
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1000])
+@pytest.mark.parametrize("pixels", [100, 40_000, 200_000])
+async def test_what_arrives_by_pieces_is_whole_in_memory_or_on_disk(
+    tmp_path: Path, pixels: int, size: int
+) -> None:
+    dataset = instance(PixelData=bytes(range(250)) * (pixels // 250))
+    data = encode(dataset)
+    async with opened(tmp_path) as archive:
+        reply = await store_bytes(archive, incoming(dataset), data, size)
+        assert reply.status == 0
+        assert (await contents(archive))[dataset.SOPInstanceUID] == (EXPLICIT, data)
+        assert archive._held == 0
+
+
+async def test_memory_for_small_objects_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = [instance(SOPInstanceUID=f"1.2.{n}", PixelData=bytes(3000)) for n in range(4)]
+    monkeypatch.setattr(scp_module, "HELD_TOTAL_MAX", 2 * len(encode(datasets[0])) + 100)
+    async with opened(tmp_path) as archive:
+        sinks = [archive.sink(incoming(dataset)) for dataset in datasets]
+        before = len(os.listdir("/proc/self/fd"))
+        for sink, dataset in zip(sinks, datasets, strict=True):
+            await sink.write(_Bytes(memoryview(encode(dataset))))
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+        assert archive._held == 2 * len(encode(datasets[0]))
+        sinks.pop().discard()
+        sinks.pop(0).discard()
+        for sink in sinks:
+            assert (await sink.commit()).status == 0
+        assert (set(await contents(archive)), archive._held) == ({"1.2.1", "1.2.2"}, 0)
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_files_of_other_kinds(tmp_path: Path) -> None:

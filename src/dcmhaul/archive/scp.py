@@ -21,7 +21,13 @@ from dcmhaul.archive.index import KIND, METADATA, SCHEMA_VERSION, Added, Index, 
 from dcmhaul.archive.query import FindQuery, Root, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
 from dcmhaul.archive.store import Intake, Refused, Store, StoredInstance, check_uids
-from dcmhaul.database import Database, DatabaseError, WriterStatistics, open_database
+from dcmhaul.database import (
+    Database,
+    DatabaseError,
+    Prepared,
+    WriterStatistics,
+    open_database,
+)
 from dcmhaul.errors import ConfigurationError, DcmhaulError, NotDicom
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
@@ -58,8 +64,11 @@ CONFLICT = StoreReply(
     status=0xC001, error_comment="other bytes are held under this UID; kept aside"
 )
 
-# Objects on their way to the disk at once: the syncs of several share the journal's work.
-PUBLISHERS_MAX = 8
+# A dataset of up to so many bytes gets its file when it is whole: making a file waits for the syncs
+# of others, so that is for a thread.
+HELD_SIZE_MAX = 64 * 1024
+# Bytes of all such datasets; what comes beyond goes to a file at once.
+HELD_TOTAL_MAX = 32 << 20
 # The first answers leave soon; then pages large enough that the trip to the thread costs little.
 FIRST_PAGE = 16
 PAGE = 256
@@ -123,7 +132,7 @@ class Archive:
         self._store = store
         self._rows = rows
         self._strict = strict
-        self._publishers = trio.CapacityLimiter(PUBLISHERS_MAX)
+        self._held = 0
         self._holds = Totals()
         self._counts = dict.fromkeys(Added, 0)
         self._refused = 0
@@ -162,11 +171,7 @@ class Archive:
         if not is_valid_uid(incoming.sop_instance_uid):
             self._refused += 1
             raise StoreRefused(INVALID_INSTANCE_UID)
-        try:
-            return ArchiveSink(self, incoming, self._store.create())
-        except OSError as exc:
-            self._refused += 1
-            raise StoreRefused(_out_of_resources(exc)) from exc
+        return ArchiveSink(self, incoming)
 
     async def import_files(
         self, paths: Iterable[str | os.PathLike[str]], *, source_ae_title: str = ""
@@ -230,35 +235,52 @@ class Archive:
                 sink.discard()
             instance.close()
 
-    def publish(
-        self, incoming: IncomingInstance, intake: Intake, file: TemporaryFile, length: int
-    ) -> tuple[Object, Folder]:
-        """Checks the whole object and names its file; blocks. Refused, or OSError."""
-        digest, description = intake.finish()
-        check_uids(description, incoming.sop_class_uid, incoming.sop_instance_uid)
-        place, folder = self._store.publish(file)
-        return _object(incoming, description, digest, place, length), folder
+    def hold(self, size: int) -> bool:
+        """Whether so many bytes more, or fewer, may be held in memory."""
+        if size > 0 and self._held + size > HELD_TOTAL_MAX:
+            return False
+        self._held += size
+        return True
 
-    async def keep(
-        self, incoming: IncomingInstance, intake: Intake, file: TemporaryFile, length: int
-    ) -> tuple[StoreReply, Added | None]:
+    def create(self) -> TemporaryFile:
+        """A new file for an object; OSError as open(2) gives it."""
+        return self._store.create()
+
+    def _publish(self, received: Received) -> tuple[Object, Folder]:
+        """Checks the whole object, writes and names its file; blocks. Refused, or OSError."""
+        digest, description = received.intake.finish()
+        incoming = received.incoming
+        check_uids(description, incoming.sop_class_uid, incoming.sop_instance_uid)
+        file = received.file
+        if file is None:
+            file = self._store.create()
+        try:
+            if received.held:
+                _write(file.fd, b"".join(received.held))
+            place, folder = self._store.publish(file)
+        finally:
+            file.close()
+        return _object(incoming, description, digest, place, received.length), folder
+
+    def _prepare(self, received: Received) -> Prepared[tuple[Added, Totals, Place]]:
+        obj, folder = self._publish(received)
+        return partial(self._add, obj), (folder.sync,)
+
+    async def keep(self, received: Received) -> tuple[StoreReply, Added | None]:
         """Makes a received dataset durable, by the order of the module's docstring, and counts
         it."""
-        added = None
         # Once the file has a name it is to get its row: a cancellation waits for that, not longer.
         with trio.CancelScope(shield=True):
             try:
-                after: tuple[Callable[[], None], ...] = ()
                 if self.durability is Durability.NONE:  # nothing waits for the disk: no thread
-                    obj, folder = self.publish(incoming, intake, file, length)
+                    obj, _ = self._publish(received)
+                    added, gained, place = await self._database.submit(partial(self._add, obj))
                 else:
-                    obj, folder = await trio.to_thread.run_sync(
-                        self.publish, incoming, intake, file, length, limiter=self._publishers
+                    added, gained, place = await self._database.submit_prepared(
+                        partial(self._prepare, received)
                     )
-                    after = (folder.sync,)
-                added, gained = await self._database.submit(partial(self._add, obj), after=after)
                 if added in (Added.SAME, Added.CONFLICT_KNOWN):
-                    self._store.remove(obj.place)
+                    self._store.remove(place)
             except Refused as refused:
                 reply = StoreReply(status=refused.status, error_comment=refused.comment)
             except (OSError, DatabaseError) as exc:
@@ -275,8 +297,8 @@ class Archive:
     def count_refused(self) -> None:
         self._refused += 1
 
-    def _add(self, obj: Object, connection: Connection) -> tuple[Added, Totals]:
-        return self._rows.add(connection, obj)
+    def _add(self, obj: Object, connection: Connection) -> tuple[Added, Totals, Place]:
+        return *self._rows.add(connection, obj), obj.place
 
     # -- finding and giving out -----------------------------------------------------------------
 
@@ -324,32 +346,48 @@ class Archive:
         self._holds = await self._database.read(index.totals)
 
 
-class ArchiveSink:
-    """Takes one dataset into a nameless file; a StorageSink."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class Received:
+    """A dataset that has arrived, as far as it has: in `file`, or as long as it is small in `held`,
+    in either case behind group 0002."""
 
-    def __init__(self, archive: Archive, incoming: IncomingInstance, file: TemporaryFile) -> None:
+    incoming: IncomingInstance
+    intake: Intake
+    held: list[bytes]
+    file: TemporaryFile | None = None
+    length: int = 0
+
+
+class ArchiveSink:
+    """Takes one dataset into memory, or a large one into a nameless file; a StorageSink."""
+
+    def __init__(self, archive: Archive, incoming: IncomingInstance) -> None:
         self.added: Added | None = None
         self._archive = archive
-        self._incoming = incoming
-        self._file: TemporaryFile | None = file
-        self._intake = Intake(incoming.transfer_syntax_uid)
-        self._reply: StoreReply | None = None
-        self._length = 0
         meta = _meta(incoming)
         self._offset = len(meta)
-        try:
-            os.pwrite(file.fd, meta, 0)
-        except OSError as exc:
-            self._fail(_out_of_resources(exc))
+        self._received: Received | None = Received(
+            incoming=incoming, intake=Intake(incoming.transfer_syntax_uid), held=[meta]
+        )
+        self._held = 0
+        self._reply: StoreReply | None = None
 
     async def write(self, data: DatasetSlices) -> None:
         """Digest, header walk and disk for the next bytes; after a failure the rest is let go."""
-        if self._file is None:
+        received = self._received
+        if received is None:
             return
         try:
-            data.update(self._intake.feed)
-            data.pwrite(self._file.fd, self._offset + self._length)
-            self._length += data.data_length
+            if received.file is None and not self._hold(data.data_length):
+                self._spill(received)
+            if received.file is None:
+                piece = data.copy_data()
+                received.intake.feed(piece)
+                received.held.append(piece)
+            else:
+                data.update(received.intake.feed)
+                data.pwrite(received.file.fd, self._offset + received.length)
+            received.length += data.data_length
         except Refused as refused:
             self._fail(StoreReply(status=refused.status, error_comment=refused.comment))
         except OSError as exc:
@@ -357,27 +395,55 @@ class ArchiveSink:
 
     async def commit(self) -> StoreReply:
         """Answers only when the object is durable, or will not be."""
-        file, self._file = self._file, None
-        if file is None:
+        received, self._received = self._received, None
+        if received is None:
             self._archive.count_refused()
             assert self._reply is not None
             return self._reply
         try:
-            reply, self.added = await self._archive.keep(
-                self._incoming, self._intake, file, self._length
-            )
+            reply, self.added = await self._archive.keep(received)
             return reply
         finally:
-            file.close()
+            self._let_go(received)
 
     def discard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        received, self._received = self._received, None
+        if received is not None:
+            self._let_go(received)
+
+    def _hold(self, size: int) -> bool:
+        """Whether the next bytes may stay in memory with those before."""
+        if self._held + size > HELD_SIZE_MAX or not self._archive.hold(size):
+            return False
+        self._held += size
+        return True
+
+    def _spill(self, received: Received) -> None:
+        """What was held so far goes to a file, and so does what follows."""
+        received.file = self._archive.create()
+        _write(received.file.fd, b"".join(received.held))
+        received.held.clear()
+        self._release()
+
+    def _release(self) -> None:
+        self._archive.hold(-self._held)
+        self._held = 0
+
+    def _let_go(self, received: Received) -> None:
+        self._release()
+        if received.file is not None:
+            received.file.close()
 
     def _fail(self, reply: StoreReply) -> None:
         self._reply = reply
         self.discard()
+
+
+def _write(fd: int, data: bytes) -> None:
+    """All of it, to the beginning of the file."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:] if done else data, done)
 
 
 class _Bytes:

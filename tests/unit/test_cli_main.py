@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 import pytest
@@ -19,9 +20,6 @@ from dcmhaul.cli.dcmtk import TOOL_FLAGS
 from dcmhaul.cli.session import NetworkOptions, Session
 from dcmhaul.config import Peer
 from dcmhaul.errors import ConfigurationError, TransportError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NAMES = [*VERBS, *ALIASES]
 
@@ -273,3 +271,44 @@ def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     console.warn_once("x")
     console.warn_once("x")
     assert capsys.readouterr().err == "x\n"
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """A command line of a shell, where `dcmhaul` is this interpreter's."""
+    program = f"{shlex.quote(sys.executable)} -m dcmhaul"
+    return subprocess.run(
+        ["bash", "-c", command.replace("dcmhaul", program, 1)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("words", ["--help", "echo --help", "synth out", "nonsense --json"])
+def test_a_reader_that_has_gone_is_nothing_to_talk_about(words: str) -> None:
+    shell(f"dcmhaul {words} 2> said | true")
+    said = Path("said").read_text()
+    assert "Traceback" not in said
+    assert "stdout" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "words", ["--version", "--help", "echo --help", "synth out", "find --json", "nonsense --json"]
+)
+def test_a_full_stdout_is_one_line(words: str) -> None:
+    done = shell(f"dcmhaul {words} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("dcmhaul: stdout cannot be written: No space")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_no_fault(closed: str) -> None:
+    done = shell(f"dcmhaul synth out {closed}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(Path("out").rglob("*.dcm"))) == 1
+    assert shell(f"dcmhaul echo A@127.0.0.1:1 {closed}").returncode == 3
+    assert shell(f"dcmhaul send A@127.0.0.1:1 - {closed}").returncode == 4

@@ -72,42 +72,62 @@ def _refuse(text: str, arguments: Sequence[str]) -> int:
     if "--json" in arguments:
         import json
 
-        print(json.dumps({"type": "summary", "exit_code": 2, "error": text}))
+        print(json.dumps({"type": "summary", "exit_code": 2, "error": text}), flush=True)
     return 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (without the program's name) and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
+    try:
+        try:
+            return _main(arguments)
+        except ConfigurationError as error:
+            return _refuse(str(error), arguments)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        # A verb says its own errors; what arrives here is a stdout that takes no more. It is a
+        # broken pipe where its reader has gone, as `head` does, and then there is nothing to say.
+        if not isinstance(error, BrokenPipeError):
+            print(f"dcmhaul: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        # What is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _open_streams() -> None:
+    """The null device where the caller closed a standard stream: a socket must not get its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
-        print(f"dcmhaul {__version__}")
+        print(f"dcmhaul {__version__}", flush=True)
         return 0
     if not arguments:
         print(_usage(), file=sys.stderr, end="")
         return 2
     if arguments[0] in ("-h", "--help", "help"):
-        print(_usage(), end="")
+        print(_usage(), end="", flush=True)
         return 0
     from dcmhaul.cli.arguments import expand_files
 
-    try:
-        crash.arm()
-        arguments = expand_files(arguments)
-        name = arguments[0] if arguments else ""
-        if name not in VERBS and name not in ALIASES:
-            raise ConfigurationError(f"no such verb: {name} (dcmhaul --help lists them)")
-        if arguments[1:2] == ["--version"]:
-            print(f"dcmhaul {__version__}")
-            return 0
-        return _run(name, arguments[1:])
-    except ConfigurationError as error:
-        return _refuse(str(error), arguments)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of our stdout has gone; what is still buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    crash.arm()
+    arguments[:] = expand_files(arguments)
+    name = arguments[0] if arguments else ""
+    if name not in VERBS and name not in ALIASES:
+        raise ConfigurationError(f"no such verb: {name} (dcmhaul --help lists them)")
+    if arguments[1:2] == ["--version"]:
+        print(f"dcmhaul {__version__}", flush=True)
+        return 0
+    return _run(name, arguments[1:])
 
 
 def _run(name: str, arguments: list[str]) -> int:

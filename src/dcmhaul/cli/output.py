@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dcmhaul.cli.console import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import TextIO
 
     from dcmhaul.cli.console import Console
@@ -24,6 +25,7 @@ __all__ = [
     "Answer",
     "Progress",
     "Rows",
+    "StdoutFailed",
     "TransferCount",
     "format_bytes",
     "format_seconds",
@@ -67,6 +69,20 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+class StdoutFailed(OSError):
+    """Stdout takes no more, for another reason than that its reader has gone."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StdoutFailed(error.errno, error.strerror) from error
+
+
 class Answer:
     """What stdout carries: text lines, or under `--json` one object a line."""
 
@@ -85,7 +101,8 @@ class Answer:
     def line(self, text: str) -> None:
         """A line of text; nothing under `--json`."""
         if not self.json_lines:
-            print(text, file=self.stream, flush=True)
+            with _writing():
+                print(text, file=self.stream, flush=True)
 
     def record(self, value: Mapping[str, Any]) -> None:
         """One JSON object in one line of UTF-8; nothing without `--json`."""
@@ -95,12 +112,13 @@ class Answer:
             buffer = getattr(stream, "buffer", None)
             # UTF-8 whatever the locale; lone surrogates come from file names that are not UTF-8.
             encoded = text.encode("utf-8", "backslashreplace") + b"\n"
-            if buffer is None:
-                stream.write(encoded.decode("utf-8"))
-            else:
+            with _writing():
+                if buffer is None:
+                    stream.write(encoded.decode("utf-8"))
+                else:
+                    stream.flush()
+                    buffer.write(encoded)
                 stream.flush()
-                buffer.write(encoded)
-            stream.flush()
 
 
 class Rows:

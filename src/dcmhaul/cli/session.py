@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcmhaul.cli.console import Console, Level, printable
 from dcmhaul.cli.exits import Exit, for_error, worst
-from dcmhaul.cli.output import Answer
+from dcmhaul.cli.output import Answer, StdoutFailed
 from dcmhaul.config import Configuration, load_configuration, split_peer
 from dcmhaul.errors import ConfigurationError, DcmhaulError
 
@@ -116,8 +116,8 @@ class Session:
         """The same for what left a nursery: each different error is said once."""
         said: set[str] = set()
         for leaf in leaves(error):
-            if isinstance(leaf, BrokenPipeError):
-                # Whoever read our stdout has gone, as `head` does; sockets' errors are our own kinds.
+            if isinstance(leaf, (BrokenPipeError, StdoutFailed)):
+                # Nobody can be answered any more; sockets' errors are our own kinds.
                 raise leaf
             if str(leaf) not in said or not isinstance(leaf, DcmhaulError):
                 said.add(str(leaf))

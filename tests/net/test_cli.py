@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -351,13 +352,13 @@ def test_get_syncs_what_it_files(
 ) -> None:
     """One instance after the other: one sync of the data and one of the folder for each."""
     calls: list[int] = []
+
+    def noting(real: Callable[[int], None], fd: int) -> None:
+        calls.append(fd)
+        real(fd)
+
     for name in ("fsync", "fdatasync"):
-
-        def noting(fd: int, real: Callable[[int], None] = getattr(os, name)) -> None:
-            calls.append(fd)
-            real(fd)
-
-        monkeypatch.setattr(os, name, noting)
+        monkeypatch.setattr(os, name, partial(noting, getattr(os, name)))
     arguments = ("-S", "-k", "PatientID=SYNTH*", "-od", str(tmp_path / "got"), *options)
     assert run(capsys, "get", archive.address, *arguments)[0] == 0
     assert len(calls) == syncs

@@ -43,6 +43,7 @@ def replace_marked(page: Path, name: str, text: str) -> None:
     block = f"{begin}\n{text.strip()}\n{end}"
     pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
     new, found = pattern.subn(lambda _: block, old, count=1)
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(new if found else f"{old.rstrip()}\n\n{block}\n")
 
 

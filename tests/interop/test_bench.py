@@ -103,6 +103,8 @@ def test_an_accepted_socket_inherits_the_congestion_control() -> None:
 def test_a_marked_part_is_replaced_and_the_rest_kept(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text("# Title\n\ntext\n")
+    tables.replace_marked(tmp_path / "new" / "README.md", "a", "alone")
+    assert "alone" in (tmp_path / "new" / "README.md").read_text()
     tables.replace_marked(page, "a", "first \\1")
     tables.replace_marked(page, "b", "other")
     tables.replace_marked(page, "a", "second")

@@ -49,10 +49,11 @@ _INFLATE_RATIO_MAX: Final = 200
 _INFLATE_STEP: Final = 1 << 18
 
 _BINARY, _TEXT, _SEQUENCE = 1, 2, 3
-# PS3.5 §6.2
-_TEXT_VRS: Final = frozenset(
-    ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT")
-    + ("PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
+_TEXT_VRS: Final = frozenset(  # PS3.5 §6.2
+    (
+        *("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT"),
+        *("PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"),
+    )
 )
 
 

@@ -21,7 +21,7 @@ from dcmhaul.net import FileRange, Timeouts, open_association
 from dcmhaul.protocol.dimse import CEchoRsp, CStoreRq, CStoreRsp
 from dcmhaul.services.storage import StorageScu
 from tests.hostile import octets
-from tests.net.test_association import CT, SYNTAX, request, serving
+from tests.net.test_association import CT, SYNTAX, request, serving, store_rq
 from tests.net.test_cancellation import Memory
 from tests.reference.codec import item
 
@@ -213,3 +213,34 @@ async def test_a_response_that_breaks_off_leaves_its_instance_unknown() -> None:
                 async with open_association("127.0.0.1", port, request()) as association:
                     await StorageScu(association).run(take, outcomes.append)
     assert [(outcome.status, outcome.sent) for outcome in outcomes] == [(None, True)]
+
+
+async def test_an_association_that_ends_before_a_streamed_message_got_its_turn() -> None:
+    async def flush_slowly(
+        association: Association, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        async with association._send_lock:
+            task_status.started()
+            with pytest.raises(TransportError):
+                await association.receive()
+
+    async def begin(association: Association) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(flush_slowly, association)
+            with pytest.raises(TransportError, match="ended before a message could begin"):
+                await association.open_dataset(1, store_rq(1))
+        assert not association._send_lock.locked()
+
+    with trio.fail_after(20), socket.create_server(("127.0.0.1", 0)) as listener:
+
+        async def associate() -> None:
+            port = listener.getsockname()[1]
+            async with open_association("127.0.0.1", port, request()) as association:
+                await begin(association)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(associate)
+            sock, _ = await trio.to_thread.run_sync(listener.accept)
+            with sock:
+                accept(sock)
+                await trio.sleep(0.1)

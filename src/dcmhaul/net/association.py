@@ -108,6 +108,8 @@ class Association:
         stats = self._transport.stats
         stats.pdus_in = self._reader.pdus_received
         stats.bytes_in = self._reader.dataset_bytes_received
+        stats.odd_fragments_in = self._reader.odd_fragments
+        stats.oversized_pdus_in = self._reader.oversized_pdus
         stats.pdus_out = self._queue.pdus_sent
         stats.bytes_out = self._queue.dataset_bytes_sent
         return stats
@@ -347,10 +349,17 @@ class Association:
             await writer.aclose()
 
     async def open_dataset(self, context_id: int, message: DimseMessage) -> DatasetWriter:
-        """Begins a message whose dataset is streamed; no other message is sent until it is finished."""
+        """Begins a message whose dataset is streamed; no other message is sent until it is finished.
+
+        TransportError where the association ended while it waited for its turn.
+        """
+        self._upper.check_p_data()
         await self._send_lock.acquire()
         try:
-            self._upper.check_p_data()
+            if not self._upper.p_data_sendable:
+                raise TransportError(
+                    f"{self.peer}: the association ended before a message could begin"
+                )
             self._queue.add_command(context_id, message.encode())
         except BaseException:
             self._send_lock.release()

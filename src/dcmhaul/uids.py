@@ -65,11 +65,11 @@ IMPLEMENTATION_CLASS_UID = "2.25.285881015616888237679828000282987394879"
 IMPLEMENTATION_VERSION_NAME = f"DCMHAUL_{__version__.replace('.', '')}"[:16]
 
 UID_LENGTH_MAX = 64
-_VALID = re.compile(r"[0-9.]{1,64}", re.ASCII)
+_VALID = re.compile(r"(?=\.*[0-9])[0-9.]{1,64}", re.ASCII)
 
 
 def is_valid_uid(text: str) -> bool:
-    """True for 1 to 64 characters of digits and dots: what may name a file, and no more is asked.
+    """True for 1 to 64 characters of digits and dots, a digit among them: what may name a file.
 
     PS3.5 §9.1 is stricter (no leading zeros, no empty component); files in the field are not.
     """

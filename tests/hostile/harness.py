@@ -1,8 +1,8 @@
 """An acceptor under attack: real sockets, one assertion function for every row of the catalogue.
 
-The acceptor, a healthy association beside the hostile one, and the attacker run in one process, so that
-an exception anywhere in the acceptor fails the test. No row waits for a clock but those about ARTIM,
-which run on trio's.
+The acceptor stores as `receive -od` does, or as `archive`. It, a healthy association beside the hostile
+one, and the attacker run in one process, so that an exception anywhere in the acceptor fails the test. No
+row waits for a clock but those about ARTIM, which run on trio's.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import trio
 
+from dcmhaul.archive import open_archive
 from dcmhaul.net import AcceptorLimits, NullObserver, Timeouts, open_association, serve_associations
+from dcmhaul.objects.instances import IncomingInstance
 from dcmhaul.objects.paths import Durability
 from dcmhaul.objects.sinks import FolderSinks
 from dcmhaul.protocol.events import Role
@@ -28,11 +30,15 @@ from tests.hostile import octets
 from tests.reference import codec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from dcmhaul.net import Association
+    from dcmhaul.net import Association, AssociationStats
     from dcmhaul.objects.instances import SinkFactory
+
+Kind = Literal["receive", "archive"]
+Accepting: TypeAlias = "Callable[..., AbstractAsyncContextManager[Target]]"
 
 # How long a peer that is to be answered at once may be kept waiting before the test gives up.
 PATIENCE_SECONDS = 20.0
@@ -46,6 +52,14 @@ class Recorder(NullObserver):
         self.aborted: list[tuple[str, int, int]] = []
         self.rejected: list[tuple[int, int, int]] = []
         self.operations: list[tuple[str, int, int]] = []
+        self.odd_fragments = 0
+        self.oversized_pdus = 0
+
+    def association_closed(
+        self, role: Role, stats: AssociationStats, live: Callable[[], AssociationStats]
+    ) -> None:
+        self.odd_fragments += stats.odd_fragments_in
+        self.oversized_pdus += stats.oversized_pdus_in
 
     def association_rejected(self, role: Role, result: int, source: int, reason: int) -> None:
         assert role is Role.ACCEPTOR
@@ -156,10 +170,12 @@ class Target:
 
     port: int
     root: Path
+    kind: Kind
     healthy: Association
     observer: Recorder
     before: Resources
     stored: dict[str, bytes] = field(default_factory=dict)
+    """What was answered with 0000: datasets by SOP Instance UID."""
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Peer]:
@@ -181,10 +197,24 @@ class Target:
 
     def assert_files(self) -> None:
         """Exactly the instances that were answered with 0000, and no file anywhere else."""
-        found = {str(path.relative_to(self.root)) for path in self.root.rglob("*")}
-        assert found == {"store"} | {f"store/{name}" for name in self.stored}
-        for name, dataset in self.stored.items():
-            assert (self.root / "store" / name).read_bytes().endswith(dataset)
+        assert [path.name for path in self.root.iterdir()] == ["store"]
+        store = self.root / "store"
+        if self.kind == "receive":
+            assert {p.name for p in store.rglob("*")} == {f"{uid}.dcm" for uid in self.stored}
+            for uid, dataset in self.stored.items():
+                assert (store / f"{uid}.dcm").read_bytes().endswith(dataset)
+            return
+        # The names of an archive are its own: as many objects as were acknowledged, with their bytes.
+        assert {path.name for path in store.iterdir() if path.is_dir()} == {
+            *("objects", "quarantine", "tmp")
+        }
+        assert list((store / "tmp").iterdir()) == []
+        assert list((store / "quarantine").iterdir()) == []
+        objects = [path.read_bytes() for path in (store / "objects").rglob("*.dcm")]
+        expected = [octets.DATASET, *self.stored.values()]
+        assert len(objects) == len(expected)
+        for dataset in expected:
+            assert any(content.endswith(dataset) for content in objects)
 
 
 async def expect(
@@ -233,9 +263,65 @@ async def expect_release(target: Target, peer: Peer) -> None:
     await expect(target, peer, octets.release_rp)
 
 
+async def expect_refused_instance(
+    target: Target, peer: Peer, dataset: bytes = octets.DATASET
+) -> None:
+    """An instance that was refused takes nothing with it: the next one is stored."""
+    assert await peer.store(octets.store_rq(99, "1.2.99"), octets.data_pdu(1, dataset)) == 0x0000
+    target.stored["1.2.99"] = dataset
+    await expect_release(target, peer)
+
+
+@asynccontextmanager
+async def storing(
+    kind: Kind, store: Path, sinks: SinkFactory | None
+) -> AsyncIterator[list[Service]]:
+    """The services of `receive -od`, or of an archive that holds one instance already."""
+    if kind == "receive":
+        with FolderSinks(store, durable=Durability.NONE) as folder:
+            yield [VerificationScp(), StorageScp(sinks or folder)]
+        return
+    async with open_archive(store, durability=Durability.NONE) as archive:
+        # From the first write on the index has as many descriptors as it will have.
+        sink = archive.sink(
+            IncomingInstance(
+                sop_class_uid=octets.CT,
+                sop_instance_uid="1.2.3.999",
+                transfer_syntax_uid=octets.EXPLICIT,
+                calling_ae_title="PEER",
+                called_ae_title="OURS",
+                peer="",
+            )
+        )
+        await sink.write(Slices(octets.DATASET))
+        assert (await sink.commit()).status == 0x0000
+        yield archive.services()
+
+
+class Slices:
+    """Bytes in memory as DatasetSlices."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @property
+    def data_length(self) -> int:
+        return len(self._data)
+
+    def copy_data(self) -> bytes:
+        return self._data
+
+    def update(self, consume: Callable[[memoryview], object]) -> None:
+        consume(memoryview(self._data))
+
+    def pwrite(self, fd: int, offset: int) -> int:
+        return os.pwrite(fd, self._data, offset)
+
+
 @asynccontextmanager
 async def target(
     root: Path,
+    kind: Kind = "receive",
     *,
     limits: AcceptorLimits | None = None,
     timeouts: Timeouts | None = None,
@@ -258,8 +344,7 @@ async def target(
             ),
         ),
     )
-    with FolderSinks(store, durable=Durability.NONE) as folder:
-        services: list[Service] = [VerificationScp(), StorageScp(sinks or folder)]
+    async with storing(kind, store, sinks) as services:
         fields = {"ae_title": "OURS", "allowed_callers": ("PEER",), **policy}
         async with trio.open_nursery() as nursery:
             [(_, port)] = await nursery.start(
@@ -275,5 +360,5 @@ async def target(
             )
             async with open_association("127.0.0.1", port, request, timeouts=timeouts) as healthy:
                 assert await echo(healthy) == 0x0000
-                yield Target(port, root, healthy, observer, Resources.now())
+                yield Target(port, root, kind, healthy, observer, Resources.now())
             nursery.cancel_scope.cancel()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 from tests.reference.codec import big, counted, encode_command, item, little
 
 __all__ = [
     "APPLICATION_CONTEXT",
+    "BIG_ENDIAN",
     "CT",
+    "DATASET",
+    "DEFLATED",
     "EXPLICIT",
     "IMPLICIT",
     "MR",
@@ -21,6 +25,9 @@ __all__ = [
     "context",
     "counted",
     "data_pdu",
+    "dataset_of",
+    "element",
+    "encoded",
     "echo_rq",
     "item",
     "little",
@@ -41,6 +48,8 @@ VERIFICATION = "1.2.840.10008.1.1"
 REJECTED_CLASS = "1.2.3.4.5"
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 
 APPLICATION_CONTEXT = item(0x10, b"1.2.840.10008.3.1.1.1")
 
@@ -120,6 +129,50 @@ def command_pdu(context_id: int, command: bytes) -> bytes:
 
 def data_pdu(context_id: int, dataset: bytes) -> bytes:
     return p_data(pdv(context_id, 2, dataset))
+
+
+def element(tag: int, vr: str, value: bytes) -> bytes:
+    """One element in explicit VR little endian (PS3.5 §7.1.2)."""
+    header = little(tag >> 16, 2) + little(tag & 0xFFFF, 2) + vr.encode()
+    if vr in ("OB", "SQ", "UN"):
+        return header + bytes(2) + little(len(value), 4) + value
+    return header + little(len(value), 2) + value
+
+
+# What an archive needs to place an object; the UIDs of class and instance are in the command alone.
+DATASET = (
+    element(0x00100010, "PN", b"A^B ")
+    + element(0x0020000D, "UI", b"1.2.3\0")
+    + element(0x0020000E, "UI", b"1.2.3.1\0")
+)
+
+
+def dataset_of(size: int) -> bytes:
+    """The same with as many octets behind it as are missing."""
+    return DATASET + element(0x7FE00010, "OB", bytes(size - len(DATASET) - 12))
+
+
+def encoded(sop_class: str, instance: str, syntax: str) -> bytes:
+    """A small dataset with these UIDs, in implicit VR, explicit VR, big endian or deflated."""
+    values = [
+        (0x00080016, "UI", sop_class.encode()),
+        (0x00080018, "UI", instance.encode()),
+        (0x00100010, "PN", b"A^B "),
+        (0x0020000D, "UI", b"1.2.3"),
+        (0x0020000E, "UI", b"1.2.3.1"),
+    ]
+    put = big if syntax == BIG_ENDIAN else little
+    data = b""
+    for tag, vr, value in values:
+        value += bytes(len(value) % 2)
+        data += put(tag >> 16, 2) + put(tag & 0xFFFF, 2)
+        data += put(len(value), 4) if syntax == IMPLICIT else vr.encode() + put(len(value), 2)
+        data += value
+    if syntax == DEFLATED:
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        data = packer.compress(data) + packer.flush()
+        data += bytes(len(data) % 2)
+    return data
 
 
 def echo_rq(message_id: int = 1, **changes: Any) -> bytes:

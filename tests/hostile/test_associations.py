@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +14,20 @@ import trio.testing
 
 from dcmhaul.net import association as association_module
 from dcmhaul.objects.instances import StoreReply
-from tests.hostile.harness import expect, expect_abort, expect_release, target
+from tests.hostile.harness import (
+    Accepting,
+    expect,
+    expect_abort,
+    expect_refused_instance,
+    expect_release,
+    target,
+)
 from tests.hostile.octets import (
+    BIG_ENDIAN,
     CT,
+    DATASET,
+    DEFLATED,
+    EXPLICIT,
     IMPLICIT,
     MR,
     VERIFICATION,
@@ -24,7 +37,10 @@ from tests.hostile.octets import (
     command_pdu,
     context,
     data_pdu,
+    dataset_of,
     echo_rq,
+    element,
+    encoded,
     item,
     p_data,
     pdu,
@@ -44,9 +60,7 @@ if TYPE_CHECKING:
     from dcmhaul.net import DatasetSlices
     from dcmhaul.objects.instances import IncomingInstance
 
-# An explicit VR little endian dataset with an even length; what it says does not matter here.
-DATASET = b"\x08\x00\x18\x00UI\x06\x001.2.3\0" + b"\x10\x00\x10\x00PN\x04\x00A^B "
-STORED = "1.2.3.dcm"
+STORED = "1.2.3"
 
 STORE_BEGUN = command_pdu(1, store_rq())
 HALF_COMMAND = p_data(pdv(1, 1, store_rq()[:40]))
@@ -146,8 +160,8 @@ ABORTED: dict[str, tuple[bytes, tuple[int, int]]] = {
 
 
 @pytest.mark.parametrize(("sent", "expected"), ABORTED.values(), ids=ABORTED.keys())
-async def test_aborted(tmp_path: Path, sent: bytes, expected: tuple[int, int]) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_aborted(accepting: Accepting, sent: bytes, expected: tuple[int, int]) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(sent)
         await expect_abort(acceptor, peer, *expected)
@@ -158,37 +172,42 @@ async def test_aborted(tmp_path: Path, sent: bytes, expected: tuple[int, int]) -
     [abort(0, 0), abort(2, 0), pdu(7, b""), pdu(7, bytes(5)), bytes.fromhex("0700ffffffff")],
     ids=bytes.hex,
 )
-async def test_row_22_an_abort_of_any_length_is_not_answered(tmp_path: Path, sent: bytes) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_row_22_an_abort_of_any_length_is_not_answered(
+    accepting: Accepting, sent: bytes
+) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(HALF_DATASET + sent)
         await expect(acceptor, peer)
 
 
 @pytest.mark.parametrize("over", [0, 1, 12])
-async def test_row_24_a_few_octets_above_the_maximum_are_taken(tmp_path: Path, over: int) -> None:
-    dataset = bytes(4096 - 6 + over)
-    async with target(tmp_path, pdu_length_max=4096) as acceptor, acceptor.connect() as peer:
+async def test_row_24_a_few_octets_above_the_maximum_are_taken(
+    accepting: Accepting, over: int
+) -> None:
+    dataset = dataset_of(4096 - 6 + over)
+    async with accepting(pdu_length_max=4096) as acceptor, acceptor.connect() as peer:
         await peer.associate()
         assert await peer.store(store_rq(), data_pdu(1, dataset)) == 0x0000
         acceptor.stored[STORED] = dataset
         await expect_release(acceptor, peer)
+        assert acceptor.observer.oversized_pdus == int(over > 0)
 
 
 @pytest.mark.parametrize(("over", "strict"), [(13, False), (1, True)])
 async def test_row_24_more_above_the_maximum_is_not(
-    tmp_path: Path, over: int, strict: bool
+    accepting: Accepting, over: int, strict: bool
 ) -> None:
-    accepting = target(tmp_path, pdu_length_max=4096, strict=strict)
-    async with accepting as acceptor, acceptor.connect() as peer:
+    acceptor_of = accepting(pdu_length_max=4096, strict=strict)
+    async with acceptor_of as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(STORE_BEGUN + data_pdu(1, bytes(4096 - 6 + over)))
         await expect_abort(acceptor, peer, 2, 6)
 
 
-async def test_row_29_a_command_set_that_never_ends(tmp_path: Path) -> None:
+async def test_row_29_a_command_set_that_never_ends(accepting: Accepting) -> None:
     chunk = p_data(pdv(1, 1, command_element(0x0902, bytes(4000))))
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         answer = await peer.flood(chunk, 1000)
         await expect_abort(acceptor, peer, 0, 0, answer)
@@ -201,9 +220,9 @@ def small_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_datasets")
-async def test_row_30_a_dataset_above_the_limit_that_ends(tmp_path: Path) -> None:
+async def test_row_30_a_dataset_above_the_limit_that_ends(accepting: Accepting) -> None:
     part = p_data(pdv(1, 0, bytes(100_000)))
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         assert await peer.store(store_rq(), part * 8, data_pdu(1, b"")) == 0xA700
         assert await peer.store(store_rq(2), data_pdu(1, DATASET)) == 0x0000
@@ -212,9 +231,9 @@ async def test_row_30_a_dataset_above_the_limit_that_ends(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("small_datasets")
-async def test_row_30_a_dataset_that_never_ends(tmp_path: Path) -> None:
+async def test_row_30_a_dataset_that_never_ends(accepting: Accepting) -> None:
     chunk = p_data(pdv(1, 0, bytes(100_000)))
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(STORE_BEGUN)
         answer = await peer.flood(chunk, 1000)
@@ -222,28 +241,28 @@ async def test_row_30_a_dataset_that_never_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 62])
-async def test_row_31_a_flood_of_tiny_fragments(tmp_path: Path, size: int) -> None:
+async def test_row_31_a_flood_of_tiny_fragments(accepting: Accepting, size: int) -> None:
     chunk = p_data(*[pdv(1, 0, bytes(size))] * 1000)
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(STORE_BEGUN)
         answer = await peer.flood(chunk, 100_000)
         await expect_abort(acceptor, peer, 0, 0, answer)
 
 
-async def test_row_31_tiny_fragments_of_a_small_dataset_are_taken(tmp_path: Path) -> None:
+async def test_row_31_tiny_fragments_of_a_small_dataset_are_taken(accepting: Accepting) -> None:
     pdus = [p_data(pdv(1, 0, DATASET[i : i + 2])) for i in range(0, len(DATASET), 2)]
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         assert await peer.store(store_rq(), *pdus, data_pdu(1, b"")) == 0x0000
         acceptor.stored[STORED] = DATASET
         await expect_release(acceptor, peer)
 
 
-async def test_row_32_odd_fragments_are_taken_as_they_are(tmp_path: Path) -> None:
+async def test_row_32_odd_fragments_are_taken_as_they_are(accepting: Accepting) -> None:
     parts = [DATASET[:1], DATASET[1:8], DATASET[8:11]]
     pdus = [p_data(pdv(1, 0, part)) for part in parts]
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         command = store_rq()
         await peer.send(p_data(pdv(1, 1, command[:33])))
@@ -252,17 +271,20 @@ async def test_row_32_odd_fragments_are_taken_as_they_are(tmp_path: Path) -> Non
         assert (await peer.response())["Status"] == 0x0000
         acceptor.stored[STORED] = DATASET
         await expect_release(acceptor, peer)
+        assert acceptor.observer.odd_fragments == 6
 
 
-async def test_row_32_odd_fragments_are_refused_where_strict(tmp_path: Path) -> None:
-    async with target(tmp_path, strict=True) as acceptor, acceptor.connect() as peer:
+async def test_row_32_odd_fragments_are_refused_where_strict(accepting: Accepting) -> None:
+    async with accepting(strict=True) as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(STORE_BEGUN + p_data(pdv(1, 0, DATASET[:11])))
         await expect_abort(acceptor, peer, 2, 6)
 
 
-async def test_row_33_reserved_bits_of_the_control_header_mean_nothing(tmp_path: Path) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_row_33_reserved_bits_of_the_control_header_mean_nothing(
+    accepting: Accepting,
+) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(p_data(pdv(1, 0xFF, store_rq())))
         await peer.send(p_data(pdv(1, 0xFC, DATASET[:10])) + p_data(pdv(1, 0xFE, DATASET[10:])))
@@ -292,8 +314,8 @@ BROKEN_COMMANDS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("command", BROKEN_COMMANDS.values(), ids=BROKEN_COMMANDS.keys())
-async def test_row_34_a_broken_command_set(tmp_path: Path, command: bytes) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_row_34_a_broken_command_set(accepting: Accepting, command: bytes) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(command_pdu(1, command))
         await expect_abort(acceptor, peer, 0, 0)
@@ -311,10 +333,10 @@ FIND_RQ = {
 PRIVATE = "1.3.6.1.4.1.99999.2"
 
 
-async def test_row_35_an_echo_on_a_class_that_nobody_knows(tmp_path: Path) -> None:
+async def test_row_35_an_echo_on_a_class_that_nobody_knows(accepting: Accepting) -> None:
     rq = associate_rq(contexts=context(1, [PRIVATE], [IMPLICIT]))
-    accepting = target(tmp_path, accept_any_storage=True)
-    async with accepting as acceptor, acceptor.connect() as peer:
+    acceptor_of = accepting(accept_any_storage=True)
+    async with acceptor_of as acceptor, acceptor.connect() as peer:
         await peer.associate(rq)
         await peer.send(command_pdu(1, echo_rq(AffectedSOPClassUID=PRIVATE)))
         assert (await peer.response())["Status"] == 0x0211
@@ -335,9 +357,9 @@ async def test_row_35_an_echo_on_a_class_that_nobody_knows(tmp_path: Path) -> No
     ids=["C-FIND on CT", "C-FIND without identifier", "C-ECHO on CT", "C-STORE on Verification"],
 )
 async def test_row_35_an_operation_that_the_class_does_not_have(
-    tmp_path: Path, context_id: int, command: bytes, dataset: bytes
+    accepting: Accepting, context_id: int, command: bytes, dataset: bytes
 ) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(command_pdu(context_id, command) + dataset)
         response = await peer.response()
@@ -346,8 +368,8 @@ async def test_row_35_an_operation_that_the_class_does_not_have(
         await expect_release(acceptor, peer)
 
 
-async def test_row_36_another_class_than_that_of_the_context(tmp_path: Path) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_row_36_another_class_than_that_of_the_context(accepting: Accepting) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         command = store_rq(AffectedSOPClassUID=MR)
         assert await peer.store(command, data_pdu(1, DATASET)) == 0x0122
@@ -424,8 +446,8 @@ async def test_row_37_more_requests_than_the_window(tmp_path: Path) -> None:
         await expect_release(acceptor, peer)
 
 
-async def test_row_37_requests_in_a_row_without_a_window(tmp_path: Path) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_row_37_requests_in_a_row_without_a_window(accepting: Accepting) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.associate()
         await peer.send(b"".join(command_pdu(3, echo_rq(i)) for i in (4, 4, 6)))
         answers = [await peer.response() for _ in range(3)]
@@ -451,6 +473,118 @@ async def test_a_peer_that_vanishes_with_requests_outstanding(
         await trio.testing.wait_all_tasks_blocked()
         gate.open.set()
         await acceptor.assert_unharmed()
+
+
+# -- rows 38 to 40: what an object says of itself
+
+
+@pytest.mark.parametrize(
+    "uid",
+    [
+        *("..", "../../../etc/pwn", "../../x", "/etc/pwn", "/etc/cron.d/x", "", "a" * 65, "1" * 65),
+        *(
+            "1.2.3\0/../..",
+            "1.2\r\nX",
+            "..\\..\\x",
+            "%00",
+            "1.2.%2e%2e",
+            "1.2.3\xe9",
+            "~",
+            "1.2 .3",
+        ),
+    ],
+    ids=ascii,
+)
+async def test_row_38_an_instance_uid_that_is_none(
+    accepting: Accepting, uid: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = uid.encode("latin-1")
+    command = store_rq(AffectedSOPInstanceUID=None) + command_element(
+        0x1000, raw + bytes(len(raw) % 2)
+    )
+    async with accepting() as acceptor, acceptor.connect() as peer:
+        await peer.associate()
+        assert await peer.store(command, data_pdu(1, DATASET)) == 0x0117
+        await expect_refused_instance(acceptor, peer)
+    assert caplog.text == ""
+
+
+def identified(sop_class: str | None, instance: str | None) -> bytes:
+    """The dataset with UIDs of its own."""
+    own = b""
+    for tag, uid in ((0x00080016, sop_class), (0x00080018, instance)):
+        if uid is not None:
+            own += element(tag, "UI", uid.encode() + bytes(len(uid) % 2))
+    return own + DATASET
+
+
+@pytest.mark.parametrize("cut", [None, 2, 9], ids=["whole", "by two octets", "by nine octets"])
+@pytest.mark.parametrize(
+    ("sop_class", "instance"),
+    [(CT, "1.2.4"), (MR, "1.2.3"), (None, "1.2.3.4"), (MR, None), (CT, ".."), (CT, "")],
+    ids=ascii,
+)
+async def test_row_39_the_dataset_contradicts_the_command(
+    accepting: Accepting, sop_class: str | None, instance: str | None, cut: int | None
+) -> None:
+    dataset = identified(sop_class, instance)
+    size = cut or len(dataset)
+    parts = [dataset[i : i + size] for i in range(0, len(dataset), size)]
+    pdus = [*(p_data(pdv(1, 0, part)) for part in parts), data_pdu(1, b"")]
+    async with accepting() as acceptor, acceptor.connect() as peer:
+        await peer.associate()
+        status = await peer.store(store_rq(), *pdus)
+        if instance == "":
+            # An empty value says nothing that could contradict.
+            assert status == 0x0000
+            acceptor.stored[STORED] = dataset
+            await expect_release(acceptor, peer)
+            return
+        assert status == 0xA900
+        await expect_refused_instance(acceptor, peer)
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED])
+@pytest.mark.parametrize("instance", ["1.2.3", "1.2.4"])
+async def test_row_39_in_every_kind_of_syntax(
+    accepting: Accepting, syntax: str, instance: str
+) -> None:
+    dataset = encoded(CT, instance, syntax)
+    rq = associate_rq(contexts=context(1, [CT], [syntax]))
+    async with accepting() as acceptor, acceptor.connect() as peer:
+        await peer.associate(rq)
+        status = await peer.store(store_rq(), data_pdu(1, dataset))
+        if instance == "1.2.3":
+            assert status == 0x0000
+            acceptor.stored[STORED] = dataset
+            await expect_release(acceptor, peer)
+            return
+        assert status == 0xA900
+        await expect_refused_instance(acceptor, peer, encoded(CT, "1.2.99", syntax))
+
+
+@pytest.mark.parametrize(
+    "study", ["..", "../../etc", "/etc/cron.d/x", "1.2;rm -rf ~", "$(id)", "1.2\0.."]
+)
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "A;B", "$(touch pwned)", "`id`", "..^..", "A\r\nB"]
+)
+async def test_row_40_what_looks_like_a_path_or_a_command(
+    accepting: Accepting, study: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a value like any other: stored as it came, under a name of our own."""
+    monkeypatch.setattr(os, "system", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    dataset = (
+        element(0x00100010, "PN", name.encode() + b" " * (len(name) % 2))
+        + element(0x0020000D, "UI", study.encode() + bytes(len(study) % 2))
+        + element(0x0020000E, "UI", b"../../x\0")
+    )
+    async with accepting() as acceptor, acceptor.connect() as peer:
+        await peer.associate()
+        assert await peer.store(store_rq(), data_pdu(1, dataset)) == 0x0000
+        acceptor.stored[STORED] = dataset
+        await expect_release(acceptor, peer)
 
 
 def test_the_dataset_of_these_tests_is_what_it_says() -> None:

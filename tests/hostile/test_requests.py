@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
 
 from dcmhaul.net import AcceptorLimits, Timeouts, listener
 from tests.hostile.harness import (
+    Accepting,
     expect,
     expect_abort,
     expect_reject,
     expect_release,
-    target,
 )
 from tests.hostile.octets import (
     APPLICATION_CONTEXT,
@@ -33,29 +33,29 @@ from tests.hostile.octets import (
     pdu,
     pdv,
     reject,
+    release_rp,
     release_rq,
     user_information,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ARTIM = 30.0
 ON_A_CLOCK = Timeouts(idle=None, artim=ARTIM)
 
 
 async def test_row_1_a_peer_that_says_nothing(
-    tmp_path: Path, autojump_clock: trio.abc.Clock
+    accepting: Accepting, autojump_clock: trio.abc.Clock
 ) -> None:
-    async with target(tmp_path, timeouts=ON_A_CLOCK) as acceptor, acceptor.connect() as peer:
+    async with accepting(timeouts=ON_A_CLOCK) as acceptor, acceptor.connect() as peer:
         started = trio.current_time()
         answer = await peer.read_to_end(float("inf"))
         assert trio.current_time() - started == pytest.approx(ARTIM, abs=1)
         await expect(acceptor, peer, answer=answer)
 
 
-async def test_row_2_a_peer_that_dribbles(tmp_path: Path, autojump_clock: trio.abc.Clock) -> None:
-    async with target(tmp_path, timeouts=ON_A_CLOCK) as acceptor, acceptor.connect() as peer:
+async def test_row_2_a_peer_that_dribbles(
+    accepting: Accepting, autojump_clock: trio.abc.Clock
+) -> None:
+    async with accepting(timeouts=ON_A_CLOCK) as acceptor, acceptor.connect() as peer:
         started = trio.current_time()
         answer = b""
 
@@ -75,25 +75,28 @@ async def test_row_2_a_peer_that_dribbles(tmp_path: Path, autojump_clock: trio.a
 @pytest.mark.parametrize(
     "limits",
     [
-        AcceptorLimits(associations=3, associations_per_host=100),
-        AcceptorLimits(associations=100, associations_per_host=3),
+        AcceptorLimits(associations=2, associations_per_host=100),
+        AcceptorLimits(associations=100, associations_per_host=2),
     ],
     ids=["in total", "per address"],
 )
-async def test_row_3_idle_connections_take_the_slots(
-    tmp_path: Path, autojump_clock: trio.abc.Clock, limits: AcceptorLimits
+async def test_row_3_idle_connections_take_no_slot(
+    accepting: Accepting, autojump_clock: trio.abc.Clock, limits: AcceptorLimits
 ) -> None:
-    """The healthy association has the first of three slots; two idle connections take the others."""
-    async with target(tmp_path, limits=limits, timeouts=ON_A_CLOCK) as acceptor:
+    """The healthy association has the first of two slots; who asks for one more is rejected."""
+    async with accepting(limits=limits, timeouts=ON_A_CLOCK) as acceptor:
         async with AsyncExitStack() as stack:
-            idle = [await stack.enter_async_context(acceptor.connect()) for _ in range(2)]
+            idle = [await stack.enter_async_context(acceptor.connect()) for _ in range(20)]
+            second = await stack.enter_async_context(acceptor.connect())
+            await second.associate()
             peer = await stack.enter_async_context(acceptor.connect())
             await peer.send(associate_rq())
             assert await peer.read_to_end() == reject(2, 3, 1)
-            await peer.stream.aclose()
             assert acceptor.observer.rejected == [(2, 3, 1)]
             for connection in idle:
                 assert await connection.read_to_end(float("inf")) == b""
+            await second.send(release_rq)
+            assert await second.read_to_end() == release_rp
         async with acceptor.connect() as peer:
             await peer.associate()
             await peer.send(release_rq)
@@ -102,21 +105,62 @@ async def test_row_3_idle_connections_take_the_slots(
 
 
 async def test_row_3_a_storm_of_idle_connections(
-    tmp_path: Path, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+    accepting: Accepting, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the slots and those that may still hear a rejection, a connection is closed at once."""
+    """The oldest make room for the youngest, so who asks at once is always heard."""
     monkeypatch.setattr(listener, "REJECTABLE", 10)
     limits = AcceptorLimits(associations=20)
-    async with target(tmp_path, limits=limits, timeouts=ON_A_CLOCK) as acceptor:
+    async with accepting(limits=limits, timeouts=ON_A_CLOCK) as acceptor:
         async with AsyncExitStack() as stack:
             idle = [await stack.enter_async_context(acceptor.connect()) for _ in range(200)]
+            peer = await stack.enter_async_context(acceptor.connect())
+            await peer.associate()
             started = trio.current_time()
             waits = []
             for connection in idle:
                 assert await connection.read_to_end(float("inf")) == b""
                 waits.append(trio.current_time() - started)
-            assert max(waits) == pytest.approx(ARTIM, abs=1)
+            assert waits[150] < 1
+            assert waits[-1] == pytest.approx(ARTIM, abs=1)
+            await peer.send(release_rq)
+            assert await peer.read_to_end() == release_rp
         await acceptor.assert_unharmed()
+
+
+async def test_row_3_rejected_connections_that_stay_open(
+    accepting: Accepting, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was answered and is not closed by the peer makes room, too."""
+    monkeypatch.setattr(listener, "REJECTABLE", 5)
+    async with accepting(timeouts=ON_A_CLOCK) as acceptor:
+        async with AsyncExitStack() as stack:
+            for _ in range(20):
+                peer = await stack.enter_async_context(acceptor.connect())
+                await peer.send(associate_rq(called=b"OTHER"))
+                assert (await peer.read_pdu())[0] == 3
+            peer = await stack.enter_async_context(acceptor.connect())
+            await peer.associate()
+        await acceptor.assert_unharmed()
+
+
+@pytest.mark.parametrize(
+    ("known", "accepted"),
+    [("MODALITY", True), ("MODALITY@127.0.0.1", True), ("MODALITY@10.0.0.1", False), ("X", False)],
+)
+async def test_row_3_known_callers_have_slots_of_their_own(
+    accepting: Accepting, known: str, accepted: bool
+) -> None:
+    """Of three slots one is reserved, and the healthy association has one: one is left for anybody."""
+    limits = AcceptorLimits(associations=3, reserved=1, known_callers=("OTHER", known))
+    async with accepting(limits=limits, allowed_callers=()) as acceptor, AsyncExitStack() as stack:
+        anybody, nobody, knower = [
+            await stack.enter_async_context(acceptor.connect()) for _ in range(3)
+        ]
+        await anybody.associate()
+        await nobody.send(associate_rq())
+        assert await nobody.read_to_end() == reject(2, 3, 1)
+        await knower.send(associate_rq(calling=b"MODALITY"))
+        assert (await knower.read_pdu())[0] == (2 if accepted else 3)
 
 
 FIELDS = big(1, 2) + bytes(2) + b"OURS".ljust(16) + b"PEER".ljust(16) + bytes(32)
@@ -190,8 +234,8 @@ ABORTED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("sent", ABORTED.values(), ids=ABORTED.keys())
-async def test_aborted(tmp_path: Path, sent: bytes) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_aborted(accepting: Accepting, sent: bytes) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.send(sent)
         await expect_abort(acceptor, peer, 0, 0)
 
@@ -207,8 +251,8 @@ CLOSED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("sent", CLOSED.values(), ids=CLOSED.keys())
-async def test_closed_without_a_word(tmp_path: Path, sent: bytes) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_closed_without_a_word(accepting: Accepting, sent: bytes) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         await peer.send(sent)
         if not sent.startswith(abort(0, 0)[:1]):
             await peer.stream.send_eof()
@@ -257,14 +301,14 @@ REJECTED: dict[str, tuple[bytes, tuple[int, int, int]]] = {
 
 @pytest.mark.parametrize(("sent", "expected"), REJECTED.values(), ids=REJECTED.keys())
 async def test_rejected(
-    tmp_path: Path,
+    accepting: Accepting,
     sent: bytes,
     expected: tuple[int, int, int],
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with caplog.at_level("DEBUG"):
-        async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+        async with accepting() as acceptor, acceptor.connect() as peer:
             await peer.send(sent)
             await expect_reject(acceptor, peer, *expected)
     assert "hunter2" not in caplog.text
@@ -310,8 +354,8 @@ ACCEPTED: dict[str, tuple[bytes, dict[int, int]]] = {
 
 
 @pytest.mark.parametrize(("sent", "results"), ACCEPTED.values(), ids=ACCEPTED.keys())
-async def test_accepted(tmp_path: Path, sent: bytes, results: dict[int, int]) -> None:
-    async with target(tmp_path) as acceptor, acceptor.connect() as peer:
+async def test_accepted(accepting: Accepting, sent: bytes, results: dict[int, int]) -> None:
+    async with accepting() as acceptor, acceptor.connect() as peer:
         fields: dict[str, Any] = await peer.associate(sent)
         contexts = fields["presentation_contexts"]
         assert {c["context_id"]: c["result"] for c in contexts} == results

@@ -229,6 +229,8 @@ def test_none_is_left_out_and_foreign_characters_are_replaced() -> None:
         {"Status": 0, "Unheard": 1, "MessageID": 2},
         {"MessageID": 65536},
         {"MessageID": -1},
+        {"MessageID": 1 << 64},
+        {"MessageID": -1 << 64},
         {"MessageID": "1"},
         {"AffectedSOPClassUID": 12},
         {"ErrorComment": b"bytes"},

@@ -62,6 +62,15 @@ def test_open_associations_are_included_and_counted_once() -> None:
         assert nonzero(counters, "associations") == expected
 
 
+def test_what_was_tolerated_is_counted() -> None:
+    counters = Counters(["old"])
+    assert samples(counters, "tolerated_quirks") == {("odd_fragment",): 0, ("oversized_pdu",): 0}
+    association = OpenAssociation()
+    counters.observer("old").association_opened(Role.ACCEPTOR, "h:1", association.stats)
+    association.counts = AssociationStats(odd_fragments_in=3, oversized_pdus_in=2)
+    assert samples(counters, "tolerated_quirks") == {("odd_fragment",): 3, ("oversized_pdu",): 2}
+
+
 def test_two_open_associations_of_one_node() -> None:
     counters = Counters(["old"])
     observer = counters.observer("old")

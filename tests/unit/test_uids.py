@@ -78,7 +78,7 @@ def test_the_tables_hold_each_uid_once() -> None:
     assert len(set().union(*tables)) == sum(map(len, tables))
 
 
-@pytest.mark.parametrize("text", ["1", "1.2.3", "2.25." + "9" * 59, ".", "1..2", "0.01"])
+@pytest.mark.parametrize("text", ["1", "1.2.3", "2.25." + "9" * 59, "..1", "1..2", "0.01"])
 def test_digits_and_dots_up_to_64_are_valid(text: str) -> None:
     assert uids.is_valid_uid(text)
 
@@ -87,6 +87,9 @@ def test_digits_and_dots_up_to_64_are_valid(text: str) -> None:
     "text",
     [
         "",
+        ".",
+        "..",
+        "." * 64,
         "1" * 65,
         "1.2\n",
         "1.2\0",

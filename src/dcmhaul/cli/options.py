@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +26,8 @@ __all__ = [
     "chosen_durability",
     "durable_option",
     "key_options",
+    "ledger_option",
+    "ledger_url",
     "metrics_option",
     "model_options",
     "network_options",
@@ -205,7 +208,8 @@ server_options = _together(
             type=click.IntRange(1, 10000),
             default=100,
             show_default=True,
-            help="Associations at once; one more is rejected.",
+            help="Associations at once; one more is rejected. One in eight is for callers that are "
+            "nodes of dcmhaul.toml.",
         ),
     ]
 )
@@ -251,6 +255,27 @@ def metrics_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--metrics", metavar="HOST:PORT", help="Serve Prometheus text at http://HOST:PORT/metrics."
     )(function)
+
+
+def ledger_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--ledger`; None where it was not typed."""
+    return click.option(
+        "--ledger",
+        metavar="URL",
+        help="SQLAlchemy URL [default: $DCMHAUL_LEDGER, else ledger.db in the user's data folder].",
+    )(function)
+
+
+def ledger_url(session: Session, typed: str | None) -> str:
+    """The ledger in force."""
+    from dcmhaul.migrate.plan import default_ledger_url
+
+    return (
+        typed
+        or os.environ.get("DCMHAUL_LEDGER")
+        or session.configuration.ledger_url
+        or default_ledger_url()
+    )
 
 
 def durable_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import signal
 import socket
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,14 +28,18 @@ from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT
 from dcmhaul.services.provider import acceptor_policy, serve_services
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from dcmhaul.cli.session import NetworkOptions, Session
+    from dcmhaul.config import Node
     from dcmhaul.net import Association
     from dcmhaul.services.provider import Service
 
 __all__ = ["Server", "allowed_callers", "listening_port"]
 
+
+# Of so many associations one is kept for callers that the configuration names.
+RESERVED_PART = 8
 
 _PROMISES = {
     "each": "0000 is answered after the object's own syncs",
@@ -73,6 +78,17 @@ def allowed_callers(allow: Sequence[str]) -> tuple[str, ...]:
     return tuple(callers)
 
 
+def known_callers(nodes: Iterable[Node]) -> tuple[str, ...]:
+    """Configured nodes as the acceptor compares them; one named by its address must call from there."""
+    callers = []
+    for node in nodes:
+        try:
+            callers.append(f"{node.ae_title}@{ip_address(node.host)}")
+        except ValueError:
+            callers.append(node.ae_title)
+    return tuple(callers)
+
+
 class Server:
     """Serves until SIGINT or SIGTERM."""
 
@@ -95,8 +111,12 @@ class Server:
         self.ae_title = network.calling_ae_title or DEFAULT_AE_TITLE
         self._port = port
         self._bind = bind.strip("[]")
+        callers = known_callers(session.configuration.nodes.values())
         self._limits = AcceptorLimits(
-            associations=associations_max, associations_per_host=associations_max
+            associations=associations_max,
+            associations_per_host=associations_max,
+            reserved=associations_max // RESERVED_PART if callers else 0,
+            known_callers=callers,
         )
         self._metrics = metrics
         self._durability = durability

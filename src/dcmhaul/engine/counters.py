@@ -28,6 +28,7 @@ OTHER = "other"
 
 DIRECTIONS = ("in", "out")
 CALLS = ("recv", "send")
+QUIRKS = ("odd_fragment", "oversized_pdu")
 ROLES = tuple(role.value for role in Role)
 CATEGORIES = tuple(StatusCategory)
 OPERATIONS = (
@@ -54,7 +55,8 @@ REASONS = ("0", "1", "2", "3", "4", "5", "6", "7", OTHER)
 _PDUS = 0
 _CALLS = _PDUS + len(DIRECTIONS)
 _WAKEUPS = _CALLS + len(DIRECTIONS)
-_PROCESS_SIZE = _WAKEUPS + 1
+_QUIRKS = _WAKEUPS + 1
+_PROCESS_SIZE = _QUIRKS + len(QUIRKS)
 
 _BYTES = 0
 _OPEN = _BYTES + len(DIRECTIONS)
@@ -119,6 +121,11 @@ _DESCRIPTIONS: dict[str, tuple[Kind, str, tuple[str, ...]]] = {
     ),
     "pdus": ("counter", "PDUs of every type", ("direction",)),
     "syscalls": ("counter", "System calls on the sockets of associations", ("call",)),
+    "tolerated_quirks": (
+        "counter",
+        "What peers did against PS3.8 that was taken all the same",
+        ("quirk",),
+    ),
     "wakeups": ("counter", "Waits for a socket to become readable or writable", ()),
 }
 
@@ -273,6 +280,8 @@ def _add_stats(values: array[int], base: int, stats: AssociationStats) -> None:
     values[_CALLS] += stats.receive_calls
     values[_CALLS + 1] += stats.send_calls
     values[_WAKEUPS] += stats.wakeups
+    values[_QUIRKS] += stats.odd_fragments_in
+    values[_QUIRKS + 1] += stats.oversized_pdus_in
 
 
 class _Block:
@@ -318,6 +327,9 @@ def _families(nodes: tuple[str, ...], values: array[int]) -> Iterator[Family]:
     yield _described("pdus", (((way,), values[_PDUS + i]) for i, way in enumerate(DIRECTIONS)))
     yield _described("syscalls", (((c,), values[_CALLS + i]) for i, c in enumerate(CALLS)))
     yield _described("wakeups", [((), values[_WAKEUPS])])
+    yield _described(
+        "tolerated_quirks", (((quirk,), values[_QUIRKS + i]) for i, quirk in enumerate(QUIRKS))
+    )
 
 
 def _described(name: str, samples: Iterable[tuple[tuple[str, ...], int | Buckets]]) -> Family:

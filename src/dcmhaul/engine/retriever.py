@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from dcmhaul import crash
+from dcmhaul.engine.retry import is_stored
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import LocalProtocolError
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
@@ -210,7 +211,7 @@ class _Store:
         length: int,
     ) -> None:
         """B0xx is the destination's business: to the source the instance is delivered."""
-        status = SUCCESS if reply.status >> 12 == 0xB else reply.status
+        status = SUCCESS if is_stored(reply.status) else reply.status
         response = CStoreRsp(
             message_id_being_responded_to=request.message_id,
             status=status,

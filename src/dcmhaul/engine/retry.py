@@ -18,11 +18,10 @@ from dcmhaul.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from dcmhaul.protocol.statuses import StatusCategory, category
 
 __all__ = ["Decision", "RetryPolicy", "Verdict", "decide_error", "decide_status", "is_stored"]
 
-# PS3.7 Annex C: general warnings that stand beside Bxxx.
-_GENERAL_WARNINGS = frozenset({0x0001, 0x0107, 0x0116})
 # PS3.7 Annex C: refused for a cause that passes (resource limitation, mistyped traffic does not).
 _RESOURCE_LIMITATION = 0x0213
 
@@ -66,10 +65,8 @@ class RetryPolicy:
 
 
 def is_stored(status: int) -> bool:
-    """True where a C-STORE-RSP says that the peer holds the instance: 0000 or a warning (PS3.4
-    §B.2.3).
-    """
-    return status == 0 or 0xB000 <= status <= 0xBFFF or status in _GENERAL_WARNINGS
+    """True where a C-STORE-RSP says that the peer holds the instance: 0000 or B0xx (PS3.4 §B.2.3)."""
+    return category(status, "C-STORE") in (StatusCategory.SUCCESS, StatusCategory.WARNING)
 
 
 def decide_status(status: int, attempts: int, policy: RetryPolicy) -> Decision:

@@ -20,7 +20,7 @@ from dcmhaul.net.association import Association
 from dcmhaul.net.transport import Transport, configure_socket
 from dcmhaul.net.types import AcceptorLimits, NullObserver, Observer, SocketOptions, Timeouts
 from dcmhaul.protocol.events import AssociationRequested, Role
-from dcmhaul.protocol.negotiation import AcceptorPolicy, negotiate
+from dcmhaul.protocol.negotiation import AcceptorPolicy, is_caller, negotiate
 from dcmhaul.protocol.upper_layer import UpperLayer
 from dcmhaul.wire._fragments import SendQueue
 from dcmhaul.wire._frames import NEED_DATA, PduReader
@@ -34,7 +34,7 @@ __all__ = ["serve_associations"]
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1024
-# Connections beyond the limit that still get an A-ASSOCIATE-RJ instead of a closed socket.
+# Connections beside the associations: those that have not asked yet, and those that were refused.
 REJECTABLE: Final = 64
 # RJ 2/3/1: transient, by the provider (presentation), temporary congestion (PS3.8 §9.3.4).
 CONGESTION: Final = AAssociateRj(result=2, source=3, reason=1)
@@ -107,7 +107,29 @@ async def _listen(host: str, port: int, options: SocketOptions) -> list[trio.soc
     return sockets
 
 
+class _Connection:
+    """One connection from accept to close. `scope` holds it until it is an association."""
+
+    __slots__ = ("host", "peer", "scope", "sock", "transport", "upper")
+
+    def __init__(
+        self, sock: trio.socket.SocketType, address: tuple[str, int], policy: AcceptorPolicy
+    ) -> None:
+        self.sock = sock
+        self.host = address[0]
+        self.peer = f"{address[0]}:{address[1]}"
+        self.scope = trio.CancelScope()
+        self.upper = UpperLayer(Role.ACCEPTOR)
+        self.transport = Transport(
+            sock, PduReader(policy.pdu_length_max, strict=policy.strict), SendQueue(0)
+        )
+
+
 class _Server:
+    """Invariant: at most `associations` of the connections are associations, and at most REJECTABLE more
+    are connections that are none yet, or were refused and may still read why.
+    """
+
     def __init__(
         self,
         handler: Callable[[Association], Awaitable[None]],
@@ -123,8 +145,10 @@ class _Server:
         self.limits = limits
         self.timeouts = timeouts
         self.observer = observer
-        self.connections = 0
+        self.associations = 0
         self.by_host: Counter[str] = Counter()
+        self.others: dict[_Connection, None] = {}
+        """Connections that are no associations, the oldest first."""
 
     async def accept_loop(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         while True:
@@ -137,61 +161,74 @@ class _Server:
                 if exc.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
                     raise
                 continue  # the connection was gone before it was accepted
-            if self.connections >= self.limits.associations + REJECTABLE:
-                sock.close()
-                continue
-            nursery.start_soon(self._serve, sock, address)
+            if len(self.others) >= REJECTABLE:
+                self._make_room()
+            connection = _Connection(sock, address, self.policy)
+            self.others[connection] = None
+            nursery.start_soon(self._serve, connection)
 
-    async def _serve(self, sock: trio.socket.SocketType, address: tuple[str, int]) -> None:
-        host = address[0]
-        full = (
-            self.connections >= self.limits.associations
-            or self.by_host[host] >= self.limits.associations_per_host
-        )
-        self.connections += 1
-        self.by_host[host] += 1
-        upper = UpperLayer(Role.ACCEPTOR)
-        transport = Transport(
-            sock,
-            PduReader(self.policy.pdu_length_max, strict=self.policy.strict),
-            SendQueue(0),
-        )
+    def _make_room(self) -> None:
+        """Closes the oldest connection of the address that has the most: who means it asks at once."""
+        [(crowded, _)] = Counter(other.host for other in self.others).most_common(1)
+        oldest = next(other for other in self.others if other.host == crowded)
+        del self.others[oldest]
+        oldest.scope.cancel()
+
+    def _is_full(self, calling_ae_title: str, host: str) -> bool:
+        limits = self.limits
+        room = limits.associations
+        if limits.reserved and not is_caller(calling_ae_title, host, limits.known_callers):
+            room -= limits.reserved
+        return self.associations >= room or self.by_host[host] >= limits.associations_per_host
+
+    async def _serve(self, connection: _Connection) -> None:
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await self._converse(transport, upper, host, f"{host}:{address[1]}", full)
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with connection.scope:
+                await self._converse(connection)
         except OSError:
             pass  # gone before the first byte
         finally:
-            transport.close()
-            self.connections -= 1
-            self.by_host[host] -= 1
-            if not self.by_host[host]:
-                del self.by_host[host]
+            connection.transport.close()
+            self.others.pop(connection, None)
 
-    async def _converse(
-        self, transport: Transport, upper: UpperLayer, host: str, peer: str, full: bool
-    ) -> None:
+    async def _converse(self, connection: _Connection) -> None:
+        upper = connection.upper
         upper.transport_accepted()
         association: Association | None = None
         try:
             with trio.move_on_after(self.timeouts.artim) as artim:
-                association = await self._establish(transport, upper, host, peer, full)
+                association = await self._establish(connection)
             if artim.cancelled_caught:
                 upper.artim_expired()
                 return
-            if association is not None:
-                await association.flush()  # ARTIM has stopped: this has the deadline of any send
         except RemoteProtocolError as exc:
             upper.received_fault(exc)
-        except (TransportError, AssociationAborted):
+        except TransportError:
             return
         except Exception as exc:
-            self.on_error(peer, exc)
+            self.on_error(connection.peer, exc)
             return
         if association is None:
-            await self._leave(transport, upper)
+            await self._leave(connection.transport, upper)
             return
-        self.observer.association_opened(Role.ACCEPTOR, peer, association.stats)
+        self.others.pop(connection, None)
+        self.associations += 1
+        self.by_host[connection.host] += 1
+        try:
+            await self._associated(connection, association)
+        finally:
+            self.associations -= 1
+            self.by_host[connection.host] -= 1
+            if not self.by_host[connection.host]:
+                del self.by_host[connection.host]
+
+    async def _associated(self, connection: _Connection, association: Association) -> None:
+        try:
+            await association.flush()  # the A-ASSOCIATE-AC; ARTIM has stopped
+        except (TransportError, AssociationAborted, RemoteProtocolError):
+            return
+        self.observer.association_opened(Role.ACCEPTOR, connection.peer, association.stats)
         try:
             await self.handler(association)
         except RemoteProtocolError:
@@ -199,7 +236,7 @@ class _Server:
         except (TransportError, AssociationAborted):
             pass  # counted where it was met; nobody is left to tell
         except Exception as exc:
-            self.on_error(peer, exc)
+            self.on_error(connection.peer, exc)
         finally:
             if not association.ended:
                 await association.abort()
@@ -208,10 +245,9 @@ class _Server:
                     await association.close(min(2.0, self.timeouts.artim))
             self.observer.association_closed(Role.ACCEPTOR, association.stats(), association.stats)
 
-    async def _establish(
-        self, transport: Transport, upper: UpperLayer, host: str, peer: str, full: bool
-    ) -> Association | None:
+    async def _establish(self, connection: _Connection) -> Association | None:
         """The association, its A-ASSOCIATE-AC queued; None where another answer is in the output."""
+        transport, upper = connection.transport, connection.upper
         while transport.reader.next() == NEED_DATA:
             if not await transport.receive(None, "artim", in_message=False):
                 upper.transport_closed()
@@ -219,7 +255,8 @@ class _Server:
         event = upper.received_pdu(transport.reader.pdu_type, transport.reader.pdu_body)
         if not isinstance(event, AssociationRequested):
             return None
-        answer = CONGESTION if full else negotiate(event.rq, self.policy, host)
+        full = self._is_full(event.rq.calling_ae_title, connection.host)
+        answer = CONGESTION if full else negotiate(event.rq, self.policy, connection.host)
         if isinstance(answer, AAssociateRj):
             upper.reject(answer)
             return None
@@ -233,7 +270,9 @@ class _Server:
         upper.accept(ac)
         for pdu in upper.take_output():
             transport.queue.add_bytes(pdu)
-        return Association(transport, upper, agreement, peer, self.timeouts, self.observer)
+        return Association(
+            transport, upper, agreement, connection.peer, self.timeouts, self.observer
+        )
 
     async def _leave(self, transport: Transport, upper: UpperLayer) -> None:
         """Sends what the table asked for (A-ABORT, A-ASSOCIATE-RJ), lets the peer read it, closes."""

@@ -52,10 +52,15 @@ class SocketOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptorLimits:
-    """How many associations a listener serves at once; above that A-ASSOCIATE-RJ 2/3/1."""
+    """How many associations a listener serves at once; above that A-ASSOCIATE-RJ 2/3/1.
+
+    reserved: of `associations`, those that only `known_callers` (`AET` or `AET@ADDRESS`) get.
+    """
 
     associations: int = 100
     associations_per_host: int = 100
+    reserved: int = 0
+    known_callers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +104,10 @@ class DatasetSink(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class AssociationStats:
-    """Plain counts of one association; dataset bytes are without PDU and PDV headers."""
+    """Plain counts of one association; dataset bytes are without PDU and PDV headers.
+
+    odd_fragments_in, oversized_pdus_in: what the peer did against PS3.8 (Annex E, §D.1) and we took.
+    """
 
     pdus_in: int = 0
     pdus_out: int = 0
@@ -108,6 +116,8 @@ class AssociationStats:
     receive_calls: int = 0
     send_calls: int = 0
     wakeups: int = 0
+    odd_fragments_in: int = 0
+    oversized_pdus_in: int = 0
 
 
 class Observer(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zlib
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Self
 
@@ -16,8 +17,9 @@ import trio
 from dcmhaul.errors import InstanceError
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
 from dcmhaul.objects.paths import Durability, Folder, TemporaryFile, instance_name, sync_data
-from dcmhaul.uids import is_valid_uid
-from dcmhaul.wire.part10 import encode_file_meta, parse_file_meta
+from dcmhaul.uids import EXPLICIT_VR_BIG_ENDIAN, is_valid_uid
+from dcmhaul.wire._elements import ElementFault, ElementWalker
+from dcmhaul.wire.part10 import clean_uid, encode_file_meta, is_deflated, parse_file_meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,12 +32,16 @@ __all__ = ["DigestSink", "DiscardSink", "FolderSink", "FolderSinks", "discard_in
 _SUCCESS: Final = 0x0000
 _INVALID_UID: Final = 0x0117
 _OUT_OF_RESOURCES: Final = 0xA700
+_MISMATCH: Final = 0xA900
 _CANNOT_UNDERSTAND: Final = 0xC000
 
 _STORED: Final = StoreReply(status=_SUCCESS)
 _COPIES_MAX: Final = 999
 _META_READ: Final = 65536  # bytes in which group 0002 of a file to compare with must end
 _COMPARE_READ: Final = 1 << 20
+_SOP_CLASS: Final = 0x00080016
+_SOP_INSTANCE: Final = 0x00080018
+_INFLATED_MAX: Final = 65536  # bytes of a deflated dataset in which its UIDs must come
 _THREADS: Final = 8  # more of them gain nothing: the disk orders their syncs
 
 
@@ -121,27 +127,82 @@ class FolderSinks:
             self.other_bytes += 1
 
 
+class _Claims:
+    """Compares the UIDs at the head of a dataset with those of its command.
+
+    What cannot be read, or does not name them, contradicts nothing: the bytes are kept as they came.
+    """
+
+    __slots__ = ("_incoming", "_inflater", "_walker", "ended")
+
+    def __init__(self, incoming: IncomingInstance) -> None:
+        self.ended = False
+        """No more bytes are needed."""
+        self._incoming = incoming
+        syntax = incoming.transfer_syntax_uid
+        self._walker = ElementWalker(
+            big_endian=syntax == EXPLICIT_VR_BIG_ENDIAN,
+            capture=(_SOP_CLASS, _SOP_INSTANCE),
+            stop_above=_SOP_INSTANCE,
+        )
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if is_deflated(syntax) else None
+
+    def feed(self, data: memoryview) -> None:
+        """Takes the next bytes of the dataset."""
+        if self.ended:
+            return
+        try:
+            if self._inflater is None:
+                self._walker.feed(data)
+            else:
+                self._walker.feed(self._inflater.decompress(data, _INFLATED_MAX))
+                self.ended = self._walker.position >= _INFLATED_MAX
+        except (ElementFault, zlib.error):
+            self.ended = True
+        else:
+            self.ended = self.ended or self._walker.stopped
+
+    def refusal(self) -> StoreReply | None:
+        """A900 where the dataset names another class or instance (PS3.4 §B.2.3)."""
+        captured = self._walker.captured
+        for tag, told, what in (
+            (_SOP_CLASS, self._incoming.sop_class_uid, "SOP Class UID"),
+            (_SOP_INSTANCE, self._incoming.sop_instance_uid, "SOP Instance UID"),
+        ):
+            if clean_uid(captured.get(tag, b"")) not in ("", told):
+                comment = f"{what} of the dataset is not that of the command"
+                return StoreReply(status=_MISMATCH, error_comment=comment)
+        return None
+
+
 class FolderSink:
     """One dataset on its way into a file; nothing is visible before `commit`."""
 
-    __slots__ = ("_error", "_file", "_incoming", "_offset", "_owner")
+    __slots__ = ("_claims", "_file", "_incoming", "_offset", "_owner", "_refusal")
 
     def __init__(self, owner: FolderSinks, incoming: IncomingInstance) -> None:
         self._owner = owner
         self._incoming = incoming
+        self._claims = _Claims(incoming)
         self._file: TemporaryFile | None = None
         self._offset = 0
-        self._error: OSError | None = None
+        self._refusal: StoreReply | None = None
 
     async def write(self, data: DatasetSlices) -> None:
         """Appends; after the first error everything is dropped, and `commit` says so."""
-        if self._error is not None:
+        if self._refusal is not None:
             return
+        if not self._claims.ended:
+            data.update(self._claims.feed)
+            self._refusal = self._claims.refusal()
+            if self._refusal is not None:
+                self.discard()
+                return
         try:
             file = self._file or self._begin()
             self._offset += data.pwrite(file.fd, self._offset)
         except OSError as error:
-            self._error = error
+            self._refusal = _failure(error)
             self.discard()
 
     def _begin(self) -> TemporaryFile:
@@ -159,8 +220,8 @@ class FolderSink:
 
     async def commit(self) -> StoreReply:
         """Makes the file appear, durable as the mode demands; A700 where that fails."""
-        if self._error is not None:
-            return _failure(self._error)
+        if self._refusal is not None:
+            return self._refusal
         file = self._file
         if file is None:
             return StoreReply(status=_CANNOT_UNDERSTAND, error_comment="the dataset is empty")

@@ -45,6 +45,7 @@ __all__ = [
     "ContextResult",
     "RejectedContext",
     "SupportedContext",
+    "is_caller",
     "is_valid_ae_title",
     "negotiate",
     "plan_contexts",
@@ -397,7 +398,8 @@ def _refuse(rq: AAssociateRq, policy: AcceptorPolicy, peer_host: str) -> AAssoci
     called, calling = rq.called_ae_title, rq.calling_ae_title
     if not is_valid_ae_title(called) or policy.ae_title not in (None, called):
         return _CALLED_NOT_RECOGNIZED
-    if not is_valid_ae_title(calling) or not _is_allowed(calling, peer_host, policy):
+    allowed = policy.allowed_callers
+    if not is_valid_ae_title(calling) or (allowed and not is_caller(calling, peer_host, allowed)):
         return _CALLING_NOT_RECOGNIZED
     return None
 
@@ -431,10 +433,9 @@ def _is_sound(rq: AAssociateRq, *, strict: bool) -> bool:
     )
 
 
-def _is_allowed(calling: str, peer_host: str, policy: AcceptorPolicy) -> bool:
-    if not policy.allowed_callers:
-        return True
-    for entry in policy.allowed_callers:
+def is_caller(calling: str, peer_host: str, entries: Iterable[str]) -> bool:
+    """Whether a calling AE title at an address is among `entries`, each `AET` or `AET@ADDRESS`."""
+    for entry in entries:
         title, at, host = entry.rpartition("@")
         if not at:
             title, host = entry, ""

@@ -147,7 +147,10 @@ class CommandLayout:
 
     def encode(self, values: tuple[CommandValue | None, ...]) -> bytes:
         """As `encode_command_set`, with a value, or None, for each of `keywords`."""
-        regular = _commands.encode(self._elements, values)
+        try:
+            regular = _commands.encode(self._elements, values)
+        except OverflowError:  # a number above 64 bits: the slow path says of which element
+            regular = None
         if regular is not None:
             return regular
         return encode_command_set(dict(zip(self._keywords, values, strict=True)))

@@ -102,7 +102,8 @@ class Faults:
 
     store: status for an instance, None to keep it. store_abort: abort instead of answering. store_cut:
     close the connection after so many bytes of that instance. get_abort: abort before the n-th
-    sub-operation. withhold: instances that a C-GET leaves out. strict: C-FIND wants every higher key.
+    sub-operation. withhold: instances that a C-GET leaves out. rewrite: what is kept instead of what came.
+    strict: C-FIND wants every higher key.
     """
 
     store: Callable[[IncomingInstance, int], int | None] = lambda _instance, _n: None
@@ -113,6 +114,8 @@ class Faults:
     withhold: frozenset[str] = frozenset()
     strict: bool = False
     no_find: bool = False
+    no_get: bool = False
+    rewrite: Callable[[FakeInstance], FakeInstance] = lambda instance: instance
     find_status: int | None = None
     study_twice: bool = False
     hidden: set[str] = field(default_factory=set)
@@ -226,7 +229,8 @@ class FakeArchive:
             get._contexts = {
                 c: s for c, s in get._contexts.items() if c not in uids.STORAGE_SOP_CLASSES
             }
-        services.append(get)
+        if not self.faults.no_get:
+            services.append(get)
         if not self.faults.no_find:
             services.append(FindScp(self._find))
         return services
@@ -300,13 +304,15 @@ class _MemorySink:
         syntax = incoming.transfer_syntax_uid
         dataset = decode_identifier(data, syntax if syntax in (EXPLICIT, IMPLICIT) else EXPLICIT)
         self._archive.stored.append(incoming.sop_instance_uid)
-        self._archive.instances[incoming.sop_instance_uid] = FakeInstance(
-            study=str(dataset.StudyInstanceUID),
-            series=str(dataset.SeriesInstanceUID),
-            sop_instance_uid=incoming.sop_instance_uid,
-            sop_class_uid=incoming.sop_class_uid,
-            transfer_syntax_uid=syntax,
-            dataset=data,
+        self._archive.instances[incoming.sop_instance_uid] = self._archive.faults.rewrite(
+            FakeInstance(
+                study=str(dataset.StudyInstanceUID),
+                series=str(dataset.SeriesInstanceUID),
+                sop_instance_uid=incoming.sop_instance_uid,
+                sop_class_uid=incoming.sop_class_uid,
+                transfer_syntax_uid=syntax,
+                dataset=data,
+            )
         )
 
     def discard(self) -> None:

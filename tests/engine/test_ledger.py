@@ -7,11 +7,13 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 import trio
 
 from dcmhaul.errors import ConfigurationError
-from dcmhaul.migrate.ledger import Ledger, open_ledger
-from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity
+from dcmhaul.migrate import upgrades
+from dcmhaul.migrate.ledger import open_ledger
+from dcmhaul.migrate.plan import JobIdentity
 from dcmhaul.migrate.tables import (
     Exclusion,
     InstanceResult,
@@ -20,30 +22,26 @@ from dcmhaul.migrate.tables import (
     StudyListing,
     StudyState,
 )
+from dcmhaul.migrate.upgrades import reading_ledger, upgrade_ledger
+from tests.engine.ledgers import (
+    CT,
+    IDENTITY,
+    acknowledged,
+    check_reading_beside,
+    check_upgrade,
+    expected,
+    make_version_1,
+    one_study,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-IDENTITY = JobIdentity(source="OLD@a:104", destination="NEW@b:104", filter_json="{}")
-CT = "1.2.840.10008.5.1.4.1.1.2"
+    from sqlalchemy.engine import Connection
 
 
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/ledger.db"
-
-
-def expected(uid: str, *, series: str = "2.1", locator: str = "") -> ExpectedInstance:
-    return ExpectedInstance(
-        sop_instance_uid=uid, sop_class_uid=CT, series_instance_uid=series, locator=locator
-    )
-
-
-async def one_study(ledger: Ledger, instances: list[str]) -> tuple[int, int]:
-    run = await ledger.open_run("job", IDENTITY, {})
-    await ledger.add_studies(run.id, [StudyListing(study_instance_uid="1.1", n_expected=3)])
-    study_id = (await ledger.study_ids(run.id, ["1.1"]))["1.1"]
-    await ledger.add_instances(study_id, [expected(uid) for uid in instances], running=True)
-    return run.id, study_id
 
 
 async def test_a_run_is_found_again_with_its_state(tmp_path: Path) -> None:
@@ -158,6 +156,44 @@ async def test_results_survive_the_cancellation_of_the_run(tmp_path: Path) -> No
         assert (await ledger.totals(run_id)).acked == 1
 
 
+async def test_a_study_is_never_closed_before_its_instances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timer's flush has taken the rows and learns their syntax while the study is closed."""
+    async with open_ledger(url(tmp_path)) as ledger:
+        _, study_id = await one_study(ledger, ["9.1", "9.2"])
+        learn = ledger._learn_uids
+        closing = trio.Event()
+
+        async def slow(wanted: set[str]) -> None:
+            closing.set()
+            await trio.sleep(0.3)
+            await learn(wanted)
+
+        monkeypatch.setattr(ledger, "_learn_uids", slow)
+        ledger.record(acknowledged(study_id, "9.1"))
+        with trio.fail_after(10):
+            await closing.wait()
+            ledger.record(acknowledged(study_id, "9.2"))
+            await ledger.close_study(study_id, StudyState.DONE)
+        with sqlite3.connect(tmp_path / "ledger.db") as plain:
+            assert plain.execute("SELECT n_dst, bytes FROM study").fetchone() == (2, 200)
+
+
+async def test_studies_that_are_closed_at_once_share_a_commit(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        run_id, _ = await one_study(ledger, ["9.1"])
+        uids = [f"1.2.{n}" for n in range(50)]
+        await ledger.add_studies(run_id, [StudyListing(study_instance_uid=uid) for uid in uids])
+        ids = await ledger.study_ids(run_id, uids)
+        before = ledger._database.writer.statistics().commits
+        async with trio.open_nursery() as nursery:
+            for study_id in ids.values():
+                nursery.start_soon(ledger.close_study, study_id, StudyState.DONE)
+        assert ledger._database.writer.statistics().commits - before <= 3
+        assert (await ledger.totals(run_id)).studies_done == 50
+
+
 async def test_two_files_of_one_uid_are_told(tmp_path: Path) -> None:
     async with open_ledger(url(tmp_path)) as ledger:
         run = await ledger.open_run("job", IDENTITY, {})
@@ -231,3 +267,89 @@ async def test_a_database_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="another program"):
         async with open_ledger(url(tmp_path)):
             pass
+
+
+# -- versions, and readers beside a run -----------------------------------------------------------------
+
+
+async def test_an_earlier_version_is_upgraded_after_a_backup(tmp_path: Path) -> None:
+    backup = await check_upgrade(url(tmp_path))
+    assert backup == f"{tmp_path}/ledger.db.v1.bak"
+    assert (tmp_path / "ledger.db.v1.bak").stat().st_mode & 0o777 == 0o600
+    with sqlite3.connect(backup) as plain:
+        assert plain.execute("SELECT version FROM dcmhaul_schema").fetchone() == (1,)
+        assert plain.execute("SELECT count(*) FROM instance").fetchone() == (2,)
+
+
+async def test_another_version_is_refused_and_the_way_named(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)):
+        with pytest.raises(ConfigurationError, match="another process is writing"):
+            upgrade_ledger(url(tmp_path))
+    make_version_1(url(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"version 1, .* needs 2; `dcmhaul jobs upgrade`"):
+        async with open_ledger(url(tmp_path)):
+            pass
+    with (
+        pytest.raises(ConfigurationError, match="jobs upgrade"),
+        reading_ledger(url(tmp_path)),
+    ):
+        pass
+    with sqlite3.connect(tmp_path / "ledger.db") as plain:
+        plain.execute("UPDATE dcmhaul_schema SET version = 99")
+    with pytest.raises(ConfigurationError, match="a newer dcmhaul made it"):
+        async with open_ledger(url(tmp_path)):
+            pass
+    with pytest.raises(ConfigurationError, match="no way from it to 2"):
+        upgrade_ledger(url(tmp_path))
+    assert not list(tmp_path.glob("*.bak"))
+
+
+async def test_an_upgrade_that_fails_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_ledger(url(tmp_path)):
+        pass
+    make_version_1(url(tmp_path))
+
+    def half(connection: Connection) -> None:
+        connection.exec_driver_sql("ALTER TABLE instance ADD COLUMN content BLOB")
+        connection.exec_driver_sql("ALTER TABLE nothing ADD COLUMN content BLOB")
+
+    monkeypatch.setattr(upgrades, "UPGRADES", {1: half})
+    with pytest.raises(ConfigurationError, match="cannot upgrade"):
+        upgrade_ledger(url(tmp_path))
+    monkeypatch.undo()
+    assert upgrade_ledger(url(tmp_path)).backup.endswith(".v1.2.bak")
+    async with open_ledger(url(tmp_path)):
+        pass
+
+
+async def test_a_ledger_is_read_beside_the_run_that_writes_it(tmp_path: Path) -> None:
+    await check_reading_beside(url(tmp_path))
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o500])
+async def test_a_ledger_is_read_where_nobody_writes(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    async with open_ledger(url(folder)) as ledger:
+        await one_study(ledger, ["9.1"])
+    folder.chmod(mode)
+    try:
+        with reading_ledger(url(folder)) as connection:
+            assert connection.exec_driver_sql("SELECT count(*) FROM instance").scalar_one() == 1
+            with pytest.raises(sa.exc.OperationalError, match="readonly"):
+                connection.exec_driver_sql("DELETE FROM instance")
+    finally:
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no database"), (b"", "is no ledger"), (b"text" * 2000, "cannot read")],
+)
+def test_what_is_no_ledger_is_not_read(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "ledger.db").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=message), reading_ledger(url(tmp_path)):
+        pass

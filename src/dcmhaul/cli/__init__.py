@@ -31,6 +31,7 @@ VERBS = {
     "receive": "Storage SCP: take instances into a folder, or discard them",
     "archive": "an embedded archive: stores, answers queries, sends back",
     "migrate": "move studies from one archive or folder to another",
+    "jobs": "what a ledger knows of migrations: what ran, how far each is",
     "synth": "write synthetic studies",
     "demo": "two archives, real files, and a migration between them",
 }

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcmhaul.cli.options import key_options, metrics_option, network_options, verb
+from dcmhaul.cli.options import (
+    key_options,
+    ledger_option,
+    ledger_url,
+    metrics_option,
+    network_options,
+    verb,
+)
 from dcmhaul.cli.output import (
     Progress,
     format_bytes,
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from dcmhaul.migrate.report import MigrationSummary
     from dcmhaul.migrate.report import Progress as MigrationProgress
 
-__all__ = ["command", "finish_migration", "show_migration"]
+__all__ = ["command", "finish_migration", "show_migration", "side_of", "study_filter"]
 
 _EPILOG = """\b
 SRC and DST are each AET@HOST:PORT, a node of dcmhaul.toml, or a folder, which
@@ -45,7 +52,7 @@ once; nothing is lost either way.
 \b
 Examples:
   dcmhaul migrate OLD@10.1.2.3:104 NEW@10.1.2.4:104 -k StudyDate=20240101-
-  dcmhaul migrate old ./backup --job backup --verify count
+  dcmhaul migrate old ./backup --job backup --verify digest:10%
 """
 
 
@@ -74,16 +81,13 @@ Examples:
 )
 @click.option(
     "--verify",
-    type=click.Choice(["none", "count", "uids"]),
+    metavar="LEVEL",
     default="uids",
     show_default=True,
-    help="What DST must hold at the end: the counts, or the UIDs of every study.",
+    help="What DST must hold at the end: none, count, uids, or digest[:P%]: the UIDs, and what P % "
+    "[100] of the instances say, read back.",
 )
-@click.option(
-    "--ledger",
-    metavar="URL",
-    help="SQLAlchemy URL [default: $DCMHAUL_LEDGER, else ledger.db in the user's data folder].",
-)
+@ledger_option
 @click.option("--dry-run", is_flag=True, help="Plan only: nothing is moved, nothing is kept.")
 @network_options(called=False, send=True)
 @metrics_option
@@ -108,12 +112,13 @@ def command(
 
     from dcmhaul.cli.models import quiet_pydicom
     from dcmhaul.cli.network import socket_options, timeouts
-    from dcmhaul.migrate.plan import MigrateOptions, default_ledger_url
+    from dcmhaul.migrate.plan import MigrateOptions, parse_verification
 
     session.summary = {"instances": 0, "failed": 0, "skipped": 0, "bytes": 0}
+    level, percent = parse_verification(verify)
     quiet_pydicom()
     network = session.network(network)
-    sides = [_side(session, text) for text in (source, destination)]
+    sides = [side_of(session, text) for text in (source, destination)]
     for side in sides:
         node = session.configuration.nodes.get(side.name or "") if isinstance(side, Peer) else None
         if node is not None and node.associations_max is not None:
@@ -121,15 +126,13 @@ def command(
     options = MigrateOptions(
         source=sides[0],
         destination=sides[1],
-        ledger_url=ledger
-        or os.environ.get("DCMHAUL_LEDGER")
-        or session.configuration.ledger_url
-        or default_ledger_url(),
-        filter=_filter(keys),
+        ledger_url=ledger_url(session, ledger),
+        filter=study_filter(keys),
         job=job,
         associations=associations,
         window=window,
-        verify=verify,  # type: ignore[arg-type]  # click has checked the choice
+        verify=level,
+        verify_percent=percent,
         dry_run=dry_run,
         calling_ae_title=network.calling_ae_title or DEFAULT_AE_TITLE,
         pdu_length_max=network.pdu_length_max or 131072,
@@ -140,14 +143,14 @@ def command(
     trio.run(partial(_run, session, options, metrics))
 
 
-def _side(session: Session, text: str) -> Peer | Path:
+def side_of(session: Session, text: str) -> Peer | Path:
     """SRC or DST. An address holds no slash, a folder always one; so neither is taken for the other."""
     if "/" in text and not re.search(r"@[^/@]+:[0-9]+$", text):
         return Path(text)
     return parse_peer(text, session.configuration)
 
 
-def _filter(keys: tuple[str, ...]) -> Any:
+def study_filter(keys: tuple[str, ...]) -> Any:
     """The keys as a dataset, every value as typed."""
     from dcmhaul.cli.keys import build_identifier, encode_identifier
     from dcmhaul.services.identifiers import decode_identifier
@@ -218,7 +221,7 @@ async def show_migration(
 def finish_migration(session: Session, summary: MigrationSummary) -> None:
     """The summary, the failures, the exit code."""
     fields = summary.as_dict()
-    del fields["failures"], fields["exit_code"]
+    del fields["failures"], fields["differences"], fields["exit_code"]
     if not fields["error"]:
         del fields["error"]
     fields["seconds"] = round(summary.seconds, 6)
@@ -239,6 +242,10 @@ def finish_migration(session: Session, summary: MigrationSummary) -> None:
                 "error": failure.reason,
             }
         )
+    for found in summary.differences:
+        say = session.console.info if found.result == "coerced" else session.console.error
+        say(f"{found.result}: {found}")
+        session.answer.record({"type": "difference", **asdict(found)})
     if summary.error:
         session.console.error(f"dcmhaul {session.name}: {summary.error}")
 
@@ -262,5 +269,18 @@ def _text(summary: MigrationSummary) -> str:
     if rest:
         lines.append(f"  {rest}")
     if summary.verify != "none" and not summary.dry_run:
-        lines.append(f"  verified: {summary.verify}")
+        lines.append(f"  verified: {summary.verify}{_read_back(summary)}")
     return "\n".join(lines)
+
+
+def _read_back(summary: MigrationSummary) -> str:
+    """What came of the instances that were read back, such as ` (8 same bytes, 2 coerced)`."""
+    counts = [
+        (summary.same_bytes, "same bytes"),
+        (summary.same_content, "same content"),
+        (summary.coerced, "coerced"),
+        (summary.altered, "differ"),
+        (summary.not_read, "not read"),
+    ]
+    text = ", ".join(f"{count} {word}" for count, word in counts if count)
+    return f" ({text})" if text else ""

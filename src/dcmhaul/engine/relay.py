@@ -7,7 +7,6 @@ keeps no ledger and decides no retry.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from dcmhaul.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from dcmhaul.objects.canonical import ContentDigest, DatasetDigest
 from dcmhaul.objects.instances import (
     IncomingInstance,
     SinkFactory,
@@ -64,7 +64,8 @@ class RelayOutcome:
 
     status: of its C-STORE-RSP; None where there was none, and then `error` says why. unknown: the whole
     instance had left, so that only the destination knows whether it holds it. length, sha256: of the
-    dataset as it was received. seconds: from the first byte of the C-STORE-RQ to the answer.
+    dataset as it was received; content: of what it says, where that was asked for. seconds: from the
+    first byte of the C-STORE-RQ to the answer.
     """
 
     sop_class_uid: str
@@ -76,6 +77,7 @@ class RelayOutcome:
     unknown: bool = False
     length: int = 0
     sha256: bytes | None = None
+    content: ContentDigest | None = None
     seconds: float = 0.0
 
 
@@ -128,8 +130,10 @@ class PeerDestination:
         *,
         window: int,
         answer_seconds: float = ANSWER_SECONDS,
+        content: bool = False,
     ) -> None:
         self.association: Final = association
+        self.content: Final = content
         self.failure: DcmhaulError | None = None
         self.failed: Final = trio.Event()
         self.blameless = False
@@ -152,9 +156,15 @@ class PeerDestination:
         *,
         window: int,
         answer_seconds: float = ANSWER_SECONDS,
+        content: bool = False,
     ) -> AsyncIterator[PeerDestination]:
-        """Reads responses during the block; on a clean exit first waits for those that are due."""
-        destination = cls(association, report, window=window, answer_seconds=answer_seconds)
+        """Reads responses during the block; on a clean exit first waits for those that are due.
+
+        content: digests what the instances say as well (`RelayOutcome.content`).
+        """
+        destination = cls(
+            association, report, window=window, answer_seconds=answer_seconds, content=content
+        )
         async with flat_nursery() as nursery:
             nursery.start_soon(destination._read_responses)
             try:
@@ -300,7 +310,7 @@ class _Forward:
         self.due_from: float | None = None
         self._destination = destination
         self._instance = instance
-        self._digest = hashlib.sha256()
+        self._digest = DatasetDigest(instance.transfer_syntax_uid, content=destination.content)
         self._writer: DatasetWriter | None = None
         self._message_id = 0
         self._error: DcmhaulError | None = None
@@ -327,6 +337,7 @@ class _Forward:
             unknown=unknown,
             length=self.length,
             sha256=self._digest.digest() if whole else None,
+            content=self._digest.content() if whole else None,
             seconds=time.perf_counter() - self.started if self.started else 0.0,
         )
 
@@ -445,7 +456,14 @@ class _Forward:
 class FolderDestination:
     """Instances go into the sinks that `sinks` makes; each is reported when its sink has committed."""
 
-    def __init__(self, sinks: SinkFactory, report: Callable[[RelayOutcome], None]) -> None:
+    def __init__(
+        self,
+        sinks: SinkFactory,
+        report: Callable[[RelayOutcome], None],
+        *,
+        content: bool = False,
+    ) -> None:
+        self.content: Final = content
         self.failure: DcmhaulError | None = None
         self.failed: Final = trio.Event()
         self._sinks = sinks
@@ -463,11 +481,11 @@ class FolderDestination:
         except StoreRefused as refused:
             self._report(_filed(instance, refused.reply))
             raise
-        return _Filing(instance, sink, self._report)
+        return _Filing(instance, sink, self._report, content=self.content)
 
 
 def _filed(
-    instance: IncomingInstance, reply: StoreReply, length: int = 0, sha256: bytes | None = None
+    instance: IncomingInstance, reply: StoreReply, digest: DatasetDigest | None = None
 ) -> RelayOutcome:
     return RelayOutcome(
         sop_class_uid=instance.sop_class_uid,
@@ -475,8 +493,9 @@ def _filed(
         transfer_syntax_uid=instance.transfer_syntax_uid,
         status=reply.status,
         error_comment=reply.error_comment,
-        length=length,
-        sha256=sha256,
+        length=digest.length if digest is not None else 0,
+        sha256=digest.digest() if digest is not None else None,
+        content=digest.content() if digest is not None else None,
     )
 
 
@@ -488,16 +507,16 @@ class _Filing:
         instance: IncomingInstance,
         sink: StorageSink | None,
         report: Callable[[RelayOutcome], None],
+        *,
+        content: bool,
     ) -> None:
         self._instance = instance
         self._sink = sink
         self._report = report
-        self._digest = hashlib.sha256()
-        self._length = 0
+        self._digest = DatasetDigest(instance.transfer_syntax_uid, content=content)
 
     async def write(self, data: DatasetSlices) -> None:
         data.update(self._digest.update)
-        self._length += data.data_length
         if self._sink is not None:
             await self._sink.write(data)
 
@@ -512,7 +531,7 @@ class _Filing:
             except BaseException:
                 self._sink.discard()
                 raise
-        self._report(_filed(self._instance, reply, self._length, self._digest.digest()))
+        self._report(_filed(self._instance, reply, self._digest))
         return reply
 
     async def broken(self) -> None:
@@ -525,6 +544,6 @@ class _Filing:
                 transfer_syntax_uid=self._instance.transfer_syntax_uid,
                 status=None,
                 error=TransportError("the source was lost within an instance"),
-                length=self._length,
+                length=self._digest.length,
             )
         )

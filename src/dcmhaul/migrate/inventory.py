@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from dcmhaul.errors import ConfigurationError, DcmhaulError, InstanceError, NotD
 from dcmhaul.migrate.plan import ExpectedInstance
 from dcmhaul.migrate.tables import Exclusion, StudyListing
 from dcmhaul.net.types import FileRange
+from dcmhaul.objects.canonical import DatasetDigest
 from dcmhaul.objects.part10 import open_instance
 from dcmhaul.objects.sources import FailedEntry, candidates
 from dcmhaul.services.identifiers import encode_identifier
@@ -39,6 +39,8 @@ __all__ = [
     "InstanceQuery",
     "QueryFailed",
     "dataset_digest",
+    "dataset_pieces",
+    "digest_instance",
     "duplicate_exclusion",
     "find_studies",
 ]
@@ -357,20 +359,32 @@ class FolderInventory:
         return True
 
 
-def dataset_digest(instance: FileInstance) -> bytes:
-    """SHA-256 of the encoded dataset, group 0002 excluded. Reads the file: for a thread."""
+def dataset_pieces(instance: FileInstance) -> Iterator[bytes | memoryview]:
+    """The encoded dataset from the file, group 0002 excluded. Reads: for a thread."""
     dataset = instance.dataset
     if not isinstance(dataset, FileRange):
-        return hashlib.sha256(dataset).digest()
-    digest = hashlib.sha256()
+        yield dataset
+        return
     done = 0
     while done < dataset.length:
         piece = os.pread(dataset.fd, min(DIGEST_READ, dataset.length - done), dataset.offset + done)
         if not piece:
             raise InstanceError(f"{instance.label}: the file became shorter while it was read")
-        digest.update(piece)
+        yield piece
         done += len(piece)
-    return digest.digest()
+
+
+def digest_instance(instance: FileInstance, *, content: bool) -> DatasetDigest:
+    """The digests of the encoded dataset. Reads the file: for a thread."""
+    digest = DatasetDigest(instance.transfer_syntax_uid, content=content)
+    for piece in dataset_pieces(instance):
+        digest.update(piece)
+    return digest
+
+
+def dataset_digest(instance: FileInstance) -> bytes:
+    """SHA-256 of the encoded dataset, group 0002 excluded. Reads the file: for a thread."""
+    return digest_instance(instance, content=False).digest()
 
 
 def duplicate_exclusion(folder: Path, first: str, second: str) -> Exclusion:

@@ -7,9 +7,8 @@ final state is UNKNOWN until the destination was asked. It knows no network.
 
 from __future__ import annotations
 
-import json
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +18,23 @@ import trio
 from sqlalchemy.dialects import postgresql, sqlite
 
 from dcmhaul import crash
-from dcmhaul._version import __version__
-from dcmhaul.database import open_database
+from dcmhaul.database import SchemaMismatch, open_database
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import ConfigurationError
-from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity, changed
-from dcmhaul.migrate.queries import read_failures, read_totals
+from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity
+from dcmhaul.migrate.queries import (
+    open_run,
+    read_differences,
+    read_digests,
+    read_failures,
+    read_studies,
+    read_totals,
+    read_verified_levels,
+    update_result,
+    write_checks,
+    write_event,
+)
 from dcmhaul.migrate.tables import (
-    EVENT,
     EXCLUSION,
     HELD_STATES,
     INSTANCE,
@@ -36,6 +44,9 @@ from dcmhaul.migrate.tables import (
     SCHEMA_VERSION,
     STUDY,
     UID,
+    VERIFICATION,
+    CheckRow,
+    DigestRow,
     Exclusion,
     FailureRow,
     InstanceResult,
@@ -48,6 +59,7 @@ from dcmhaul.migrate.tables import (
     StudyState,
     Totals,
 )
+from dcmhaul.migrate.upgrades import with_hint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -79,29 +91,17 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._pending: list[InstanceResult] = []
+        self._also: list[sa.Executable] = []
+        self._flushing = trio.StrictFIFOLock()
+        self._asked = 0
+        self._written = 0
         self._full = trio.Event()
         self._drained = trio.Event()
         self._uids: dict[str, int] = {"": NO_UID}
         self._uid_texts: dict[int, str] = {NO_UID: ""}
         self._sqlite = database.url.get_backend_name() == "sqlite"
         self._insert = sqlite.insert if self._sqlite else postgresql.insert
-        self._update_result = (
-            sa.update(INSTANCE)
-            .where(
-                INSTANCE.c.study_id == sa.bindparam("b_study"),
-                INSTANCE.c.sop_uid == sa.bindparam("b_sop"),
-            )
-            .values(
-                state=sa.bindparam("b_state"),
-                ts_id=sa.func.coalesce(sa.bindparam("b_ts", type_=sa.Integer), INSTANCE.c.ts_id),
-                len=sa.bindparam("b_len"),
-                sha256=sa.bindparam("b_sha"),
-                dst_status=sa.bindparam("b_status"),
-                retryable=sa.bindparam("b_retryable"),
-                comment=sa.bindparam("b_comment"),
-                updated=sa.bindparam("b_updated"),
-            )
-        )
+        self._update_result = update_result()
         # Once an instance: compiled here, so that the writer's thread does not take the interpreter
         # from the data plane for it.
         compiled = self._update_result.compile(dialect=sqlite.dialect())
@@ -113,45 +113,9 @@ class Ledger:
     async def open_run(self, job: str, asked: JobIdentity, options: Mapping[str, object]) -> RunRow:
         """The run of that name, made where it is new; ConfigurationError where it is another job."""
 
-        def open_run(connection: Connection) -> RunRow:
-            found = connection.execute(sa.select(RUN).where(RUN.c.job == job)).one_or_none()
-            options_json = json.dumps(options, sort_keys=True)
-            if found is None:
-                connection.execute(
-                    RUN.insert().values(
-                        job=job,
-                        kind="migrate",
-                        fingerprint=asked.fingerprint,
-                        src=asked.source,
-                        dst=asked.destination,
-                        filter_json=asked.filter_json,
-                        options_json=options_json,
-                        tool_version=__version__,
-                        state=RunState.LISTING,
-                        started=_now(),
-                    )
-                )
-                run_id = connection.execute(
-                    sa.select(RUN.c.id).where(RUN.c.job == job)
-                ).scalar_one()
-                state = RunState.LISTING
-            else:
-                recorded = JobIdentity(
-                    source=found.src, destination=found.dst, filter_json=found.filter_json
-                )
-                if differences := changed(recorded, asked):
-                    raise ConfigurationError(
-                        f"job {job} cannot be resumed: {'; '.join(differences)}; "
-                        "give another --job, or the recorded values"
-                    )
-                run_id, state = found.id, RunState(found.state)
-                connection.execute(
-                    RUN.update().where(RUN.c.id == run_id).values(options_json=options_json)
-                )
-            _event(connection, run_id, "run.started", {"version": __version__})
-            return RunRow(id=run_id, job=job, state=state, resumed=found is not None)
-
-        run = await self._database.submit(open_run)
+        run = await self._database.submit(
+            lambda connection: open_run(connection, job, asked, options, _now())
+        )
         await self._load_uids()
         return run
 
@@ -165,13 +129,15 @@ class Ledger:
             connection.execute(
                 RUN.update().where(RUN.c.id == run_id).values(state=state, ended=ended)
             )
-            _event(connection, run_id, f"run.{state.name.lower()}", event)
+            write_event(connection, run_id, f"run.{state.name.lower()}", event, _now())
 
         await self._database.submit(set_state)
 
     async def event(self, run_id: int, kind: str, **details: object) -> None:
         """A decision or a failure that the report must be able to name; no patient data in it."""
-        await self._database.submit(lambda connection: _event(connection, run_id, kind, details))
+        await self._database.submit(
+            lambda connection: write_event(connection, run_id, kind, details, _now())
+        )
 
     # -- inventory ---------------------------------------------------------------------------------
 
@@ -319,31 +285,8 @@ class Ledger:
 
         verified: also those that are DONE and verified at none of these levels.
         """
-        wanted: sa.ColumnElement[bool] = STUDY.c.state.in_(list(states))
-        if verified is not None:
-            wanted |= (STUDY.c.state == StudyState.DONE) & (
-                STUDY.c.verified_level.is_(None) | STUDY.c.verified_level.not_in(list(verified))
-            )
-        listed = sa.exists().where(INSTANCE.c.study_id == STUDY.c.id)
-        statement = (
-            sa.select(STUDY, listed.label("listed"))
-            .where(STUDY.c.run_id == run_id, STUDY.c.id > after, wanted)
-            .order_by(STUDY.c.id)
-            .limit(limit)
-        )
         return await self._database.read(
-            lambda connection: [
-                StudyRow(
-                    id=row.id,
-                    study_instance_uid=row.study_uid,
-                    state=StudyState(row.state),
-                    n_expected=row.n_expected,
-                    modality=row.modality,
-                    listed=bool(row.listed),
-                    verified_level=row.verified_level,
-                )
-                for row in connection.execute(statement)
-            ]
+            lambda connection: read_studies(connection, run_id, states, after, limit, verified)
         )
 
     async def instances(self, study_id: int) -> list[InstanceRow]:
@@ -448,18 +391,44 @@ class Ledger:
                 .values(state=StudyState.DIFFERS, comment=comment, verified_level=None)
             )
             for start in range(0, len(missing), 500):
+                page = list(missing[start : start + 500])
                 connection.execute(
                     INSTANCE.update()
-                    .where(
-                        INSTANCE.c.study_id == study_id,
-                        INSTANCE.c.sop_uid.in_(list(missing[start : start + 500])),
-                    )
+                    .where(INSTANCE.c.study_id == study_id, INSTANCE.c.sop_uid.in_(page))
                     .values(state=InstanceState.SEEN, comment=comment, updated=_now())
+                )
+                connection.execute(
+                    VERIFICATION.delete().where(
+                        VERIFICATION.c.study_id == study_id, VERIFICATION.c.sop_uid.in_(page)
+                    )
                 )
 
         await self._database.submit(write)
 
+    async def record_checks(self, study_id: int, rows: Sequence[CheckRow]) -> None:
+        """What came of reading instances back, durably."""
+        await self._learn_uids({row.transfer_syntax_uid for row in rows})
+        await self._database.submit(
+            lambda connection: write_checks(connection, study_id, rows, self._uids, _now())
+        )
+
     # -- reading -----------------------------------------------------------------------------------
+
+    async def digests(self, study_id: int) -> list[DigestRow]:
+        """What is to be compared of a study, with what is known of it. Flush before."""
+        return await self._database.read(lambda connection: read_digests(connection, study_id))
+
+    async def differences(self, run_id: int, limit: int = 1000) -> list[CheckRow]:
+        """What a comparison found, at most `limit` rows."""
+        return await self._database.read(
+            lambda connection: read_differences(connection, run_id, limit)
+        )
+
+    async def verified_levels(self, run_id: int) -> list[str]:
+        """The levels that hold for studies of the run."""
+        return await self._database.read(
+            lambda connection: read_verified_levels(connection, run_id)
+        )
 
     async def totals(self, run_id: int) -> Totals:
         """Counts over the whole run."""
@@ -480,47 +449,72 @@ class Ledger:
             await self._flush()
 
     async def _flush(self, *also: sa.Executable) -> None:
+        """Everything recorded so far and `also`, in one transaction; who waits meanwhile shares the next.
+
+        One transaction at a time: a study must not be closed before the results of its instances.
+        """
+        self._also.extend(also)
+        self._asked += 1
+        asked = self._asked
+        async with self._flushing:
+            if self._written < asked:
+                self._written = await self._write()
+
+    async def _write(self) -> int:
+        """Returns which of the calls of `_flush` are served by it."""
+        while unknown := {r.transfer_syntax_uid for r in self._pending} - self._uids.keys():
+            await self._learn_uids(unknown)
+        asked = self._asked
         pending, self._pending = self._pending, []
+        also, self._also = self._also, []
         self._full = trio.Event()
-        if not pending and not also:
-            self._drained.set()
-            self._drained = trio.Event()
-            return
-        await self._learn_uids({result.transfer_syntax_uid for result in pending})
-        now = _now()
-        rows = [
-            {
-                "b_study": result.study_id,
-                "b_sop": result.sop_instance_uid,
-                "b_state": result.state,
-                "b_ts": self._uids[result.transfer_syntax_uid] or None,
-                "b_len": result.length,
-                "b_sha": result.sha256,
-                "b_status": result.status,
-                "b_retryable": result.retryable,
-                "b_comment": result.comment,
-                "b_updated": now,
-            }
-            for result in pending
-        ]
-
-        def write(connection: Connection) -> None:
-            if rows and self._sqlite:
-                connection.exec_driver_sql(
-                    self._update_result_sql, [self._update_result_row(row) for row in rows]
+        if pending or also:
+            now = _now()
+            rows = [self._row(result, now) for result in pending]
+            if crash.armed and rows:
+                crash.passed("ledger.before_ack")
+            try:
+                await self._database.submit(
+                    lambda connection: self._execute(connection, rows, also)
                 )
-            elif rows:
-                connection.execute(self._update_result, rows)
-            for statement in also:
-                connection.execute(statement)
-
-        if crash.armed and rows:
-            crash.passed("ledger.before_ack")
-        await self._database.submit(write)
-        if crash.armed and rows:
-            crash.passed("ledger.after_ack")
+            except BaseException:
+                # Cancelled, it may have been written or not; written again it says the same.
+                self._pending[:0] = pending
+                self._also[:0] = also
+                raise
+            if crash.armed and rows:
+                crash.passed("ledger.after_ack")
         self._drained.set()
         self._drained = trio.Event()
+        return asked
+
+    def _row(self, result: InstanceResult, now: int) -> dict[str, Any]:
+        return {
+            "b_study": result.study_id,
+            "b_sop": result.sop_instance_uid,
+            "b_state": result.state,
+            "b_ts": self._uids[result.transfer_syntax_uid] or None,
+            "b_len": result.length,
+            "b_sha": result.sha256,
+            "b_content": result.content.content if result.content else None,
+            "b_coercible": result.content.coercible if result.content else None,
+            "b_status": result.status,
+            "b_retryable": result.retryable,
+            "b_comment": result.comment,
+            "b_updated": now,
+        }
+
+    def _execute(
+        self, connection: Connection, rows: list[dict[str, Any]], also: Iterable[sa.Executable]
+    ) -> None:
+        if rows and self._sqlite:
+            connection.exec_driver_sql(
+                self._update_result_sql, [self._update_result_row(row) for row in rows]
+            )
+        elif rows:
+            connection.execute(self._update_result, rows)
+        for statement in also:
+            connection.execute(statement)
 
     async def _load_uids(self) -> None:
         rows = await self._database.read(
@@ -548,10 +542,14 @@ async def open_ledger(url: str) -> AsyncIterator[Ledger]:
     ConfigurationError: not a ledger, another version, or another process writes it.
     """
     _make_folder(url)
-    async with (
-        open_database(url, METADATA, SCHEMA_VERSION, kind="ledger") as database,
-        flat_nursery() as nursery,
-    ):
+    async with AsyncExitStack() as stack:
+        try:
+            database = await stack.enter_async_context(
+                open_database(url, METADATA, SCHEMA_VERSION, kind="ledger")
+            )
+        except SchemaMismatch as error:
+            raise ConfigurationError(with_hint(error)) from error
+        nursery = await stack.enter_async_context(flat_nursery())
         ledger = Ledger(database)
         nursery.start_soon(ledger._run)
         try:
@@ -578,11 +576,3 @@ def _make_folder(url: str) -> None:
 
 def _discard(_result: object) -> None:
     """A cursor must not leave the writer's thread."""
-
-
-def _event(connection: Connection, run_id: int, kind: str, details: Mapping[str, object]) -> None:
-    connection.execute(
-        EVENT.insert().values(
-            run_id=run_id, ts=_now(), kind=kind, json=json.dumps(dict(details), sort_keys=True)
-        )
-    )

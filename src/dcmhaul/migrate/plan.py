@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from pydicom import Dataset
 from pydicom.datadict import keyword_for_tag
@@ -32,20 +32,25 @@ __all__ = [
     "Endpoint",
     "JobIdentity",
     "MigrateOptions",
+    "RequestOptions",
     "Verification",
     "changed",
     "choose_contexts",
     "check_filter",
     "context_passes",
     "default_ledger_url",
+    "filter_text",
     "identity",
+    "is_sampled",
     "job_name",
+    "parse_verification",
     "plan_requests",
     "retrieve_identifier",
+    "satisfies",
 ]
 
 Endpoint = Peer | Path
-Verification = Literal["none", "count", "uids"]
+Verification = Literal["none", "count", "uids", "digest"]
 
 STORAGE_CONTEXTS_MAX = 127
 """128 contexts an association (PS3.8 §9.3.2.2: odd IDs of one byte), one of them for C-GET
@@ -109,6 +114,17 @@ COMMON_STORAGE_CLASSES: tuple[str, ...] = (
 )
 
 
+class RequestOptions(Protocol):
+    """What the proposal of an association is made of. pdu_length_max: in bytes."""
+
+    @property
+    def calling_ae_title(self) -> str: ...
+    @property
+    def pdu_length_max(self) -> int: ...
+    @property
+    def window(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateOptions:
     """One migration. SRC and DST are each a peer or a folder.
@@ -116,7 +132,8 @@ class MigrateOptions:
     filter: the keys of the STUDY level C-FIND (for a folder: matched against each study).
     job: its name in the ledger; None makes one of source, destination and filter.
     ledger_url: an SQLAlchemy URL. associations: transfers at once. window: C-STORE requests that
-    may be outstanding on one association. verify: what must hold at the destination afterwards.
+    may be outstanding on one association. verify: what must hold at the destination afterwards;
+    verify_percent: how many of the instances `digest` reads back.
     pdu_length_max: what we announce, in bytes. pdu_length_send_max: what we send at most, 0 = the
     peer's maximum.
     """
@@ -129,12 +146,25 @@ class MigrateOptions:
     associations: int = 4
     window: int = 8
     verify: Verification = "uids"
+    verify_percent: float = 100.0
     dry_run: bool = False
     calling_ae_title: str = "DCMHAUL"
     pdu_length_max: int = 131072
     pdu_length_send_max: int = 0
     timeouts: Timeouts = field(default_factory=Timeouts)
     socket_options: SocketOptions = field(default_factory=SocketOptions)
+
+    @property
+    def compares_content(self) -> bool:
+        """Whether what passes is digested for a comparison with the destination."""
+        return self.verify == "digest"
+
+    @property
+    def verify_level(self) -> str:
+        """The level as the ledger records it: `digest:100`, `uids`."""
+        if self.verify != "digest":
+            return self.verify
+        return f"digest:{self.verify_percent:g}"
 
 
 # -- identity --------------------------------------------------------------------------------------
@@ -211,8 +241,11 @@ def changed(recorded: JobIdentity, asked: JobIdentity) -> list[str]:
     return [f"{name} was {old}, now {new}" for name, old, new in pairs if old != new]
 
 
+_PLAIN_VRS = frozenset({"CS", "DA", "DT", "IS", "TM", "UI"})
+
+
 def filter_text(filter_json: str) -> str:
-    """The keys of a canonical filter, for a message; values of the patient's are left out."""
+    """The keys of a canonical filter, for a message; values that may tell of a patient are left out."""
     keys = json.loads(filter_json)
     if not keys:
         return "none"
@@ -220,7 +253,8 @@ def filter_text(filter_json: str) -> str:
     for tag in sorted(keys):
         name = keyword_for_tag(int(tag, 16)) or tag
         values = keys[tag].get("Value", [])
-        shown = "..." if tag.startswith("0010") else "\\".join(str(value) for value in values)
+        hidden = tag.startswith("0010") or keys[tag].get("vr") not in _PLAIN_VRS
+        shown = "..." if hidden else "\\".join(str(value) for value in values)
         # Two filters that differ in a hidden value must still be told apart.
         digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:6]
         parts.append(f"{name}={shown}" if shown != "..." else f"{name}=...#{digest}")
@@ -242,6 +276,40 @@ def check_filter(keys: Dataset) -> None:
             raise ConfigurationError(
                 f"migrate's filter takes plain values: {element.keyword or element.tag} is a sequence"
             )
+
+
+# -- verification ----------------------------------------------------------------------------------
+
+
+def parse_verification(text: str) -> tuple[Verification, float]:
+    """`none`, `count`, `uids`, `digest` or `digest:P%`: the level, and the percentage read back."""
+    if text in ("none", "count", "uids", "digest"):
+        return cast("Verification", text), 100.0
+    match = re.fullmatch(r"digest:([0-9]+(?:\.[0-9]+)?)%?", text)
+    percent = float(match[1]) if match else 0.0
+    if match is None or not 0 < percent <= 100:
+        raise ConfigurationError(
+            f"verification is none, count, uids, digest or digest:P% with P up to 100, not {text!r}"
+        )
+    return "digest", percent
+
+
+def satisfies(recorded: str, asked: str) -> bool:
+    """Whether a study that is verified at the level `recorded` need not be verified at `asked`."""
+    if asked == "none":
+        return True
+    order = {"count": 0, "uids": 1}
+    if not asked.startswith("digest:"):
+        return order.get(recorded, 2) >= order[asked]
+    if not recorded.startswith("digest:"):
+        return False
+    return float(recorded.partition(":")[2]) >= float(asked.partition(":")[2])
+
+
+def is_sampled(sop_instance_uid: str, percent: float) -> bool:
+    """Whether an instance is among the `percent` that are read back: the same in every run."""
+    digest = hashlib.sha256(sop_instance_uid.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < percent / 100 * 2**64
 
 
 # -- contexts --------------------------------------------------------------------------------------

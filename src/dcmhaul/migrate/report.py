@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dcmhaul.migrate.plan import Verification
-    from dcmhaul.migrate.tables import FailureRow, Totals
+    from dcmhaul.migrate.tables import CheckRow, FailureRow, Totals
 
-__all__ = ["Failure", "MigrationSummary", "Phase", "Progress", "exit_code", "summarise"]
+__all__ = [
+    "DifferenceFound",
+    "Failure",
+    "MigrationSummary",
+    "Phase",
+    "Progress",
+    "exit_code",
+    "summarise",
+]
 
 Phase = Literal["inventory", "transfer", "done"]
 
@@ -59,6 +66,19 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DifferenceFound:
+    """An instance that was read back. result: `coerced`, `differs` or `not read`."""
+
+    study_instance_uid: str
+    sop_instance_uid: str
+    result: str
+    differences: str
+
+    def __str__(self) -> str:
+        return f"{self.sop_instance_uid}: {self.differences or self.result}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationSummary:
     """The end of a migration.
 
@@ -66,13 +86,14 @@ class MigrationSummary:
     the first C-STORE-RQ to the last response. already: what the destination had, or an earlier run moved.
     failed, failed_retryable: over the whole job. pending: not dealt with, because the run was stopped or
     dry. studies, studies_done: of the job. differing: studies that verification found different;
-    unverified: studies whose verification was not possible. failures: at most 1000, `failed` counts all.
+    unverified: studies whose verification was not possible. same_bytes to not_read: instances of the job
+    that were read back. failures, differences: at most 1000 of each; the numbers count all.
     """
 
     job: str
     source: str
     destination: str
-    verify: Verification
+    verify: str
     studies: int = 0
     studies_done: int = 0
     instances: int = 0
@@ -86,11 +107,17 @@ class MigrationSummary:
     wall_seconds: float = 0.0
     differing: int = 0
     unverified: int = 0
+    same_bytes: int = 0
+    same_content: int = 0
+    coerced: int = 0
+    altered: int = 0
+    not_read: int = 0
     interrupted: bool = False
     dry_run: bool = False
     error: str = ""
     """Why the run ended early, in one line; "" where it came to its end."""
     failures: tuple[Failure, ...] = ()
+    differences: tuple[DifferenceFound, ...] = ()
 
     @property
     def mib_per_s(self) -> float:
@@ -131,7 +158,10 @@ def exit_code(summary: MigrationSummary) -> int:
 
 
 def summarise(
-    base: MigrationSummary, totals: Totals, failures: Iterable[FailureRow]
+    base: MigrationSummary,
+    totals: Totals,
+    failures: Iterable[FailureRow],
+    differences: Iterable[CheckRow] = (),
 ) -> MigrationSummary:
     """`base`, which knows this run, with what the ledger knows of the whole job."""
     return replace(
@@ -144,6 +174,20 @@ def summarise(
         skipped=totals.skipped,
         pending=totals.pending,
         differing=totals.differing,
+        same_bytes=totals.same_bytes,
+        same_content=totals.same_content,
+        coerced=totals.coerced,
+        altered=totals.altered,
+        not_read=totals.not_read,
+        differences=tuple(
+            DifferenceFound(
+                study_instance_uid=row.study_instance_uid,
+                sop_instance_uid=row.sop_instance_uid,
+                result=row.result.text,
+                differences=row.differences,
+            )
+            for row in differences
+        ),
         failures=tuple(
             Failure(
                 study_instance_uid=row.study_instance_uid,

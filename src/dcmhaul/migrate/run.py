@@ -30,7 +30,8 @@ from dcmhaul.errors import ConfigurationError
 from dcmhaul.migrate.inventory import InstanceQuery, QueryFailed
 from dcmhaul.migrate.ledger import Ledger, open_ledger
 from dcmhaul.migrate.listing import list_folder, list_peer
-from dcmhaul.migrate.plan import MigrateOptions, check_filter, identity, job_name
+from dcmhaul.migrate.plan import MigrateOptions, check_filter, identity, job_name, satisfies
+from dcmhaul.migrate.readback import FolderReader, PeerReader, Reader
 from dcmhaul.migrate.report import MigrationSummary, Progress, summarise
 from dcmhaul.migrate.study import Next, StudyWork, make_work
 from dcmhaul.migrate.tables import (
@@ -43,7 +44,8 @@ from dcmhaul.migrate.tables import (
 )
 from dcmhaul.migrate.tracker import Tracker
 from dcmhaul.migrate.transfer import CopyWorker, FileItem, RelayWorker, SendWorker
-from dcmhaul.migrate.verify import CannotBeAsked, FolderHoldings, Holdings, PeerHoldings, compare
+from dcmhaul.migrate.verification import Verifier
+from dcmhaul.migrate.verify import FolderHoldings, Holdings, PeerHoldings, compare
 from dcmhaul.net.types import NullObserver, Observer
 from dcmhaul.objects.sinks import FolderSinks
 from dcmhaul.protocol.negotiation import AssociationRequest
@@ -65,7 +67,6 @@ VISITS_MAX: Final = 20
 VERIFY_DELAYS: Final = (0.5, 2.0, 5.0)
 """A destination may index what it has acknowledged a little later: it is asked again after these."""
 
-_LEVELS: Final = {"none": None, "count": ("count", "uids"), "uids": ("uids",)}
 _WORKED_ON: Final = (StudyState.SEEN, StudyState.RUNNING, StudyState.PARTIAL, StudyState.DIFFERS)
 
 
@@ -152,11 +153,9 @@ class _Migration:
         self._tracker = Tracker(self._job, progress)
         self._run = RunRow(id=0, job=self._job, state=RunState.LISTING, resumed=False)
         self._pairs: Counter[tuple[str, str]] = Counter()
-        self._levels = _LEVELS[options.verify]
+        self._levels: list[str] | None = None
+        """The verified levels that are enough; None where nothing is verified."""
         self._source_query = InstanceQuery()
-        self._can_ask = True
-        self._unverified = 0
-        self._planned = 0
         size = options.associations
         self._studies: WorkQueue[StudyRow | StudyWork] = WorkQueue(2 * size)
         self._relays: WorkQueue[StudyWork] = WorkQueue(2 * size)
@@ -170,12 +169,36 @@ class _Migration:
         self._source_queries = self._queries(options.source)
         self._destination_queries = self._queries(options.destination)
         self._tracker.pools = [p for p in (self._source_pool, self._destination_pool) if p]
-        self._holdings: Holdings
+        self._verifier = self._make_verifier()
+
+    def _make_verifier(self) -> Verifier:
+        options = self.options
+        holdings: Holdings
         if self._destination_queries is not None:
-            self._holdings = PeerHoldings(self._destination_queries)
+            holdings = PeerHoldings(self._destination_queries)
+            destination = self._reader(options.destination)
         else:
             assert isinstance(options.destination, Path)
-            self._holdings = FolderHoldings(options.destination)
+            holdings = FolderHoldings(options.destination)
+            destination = FolderReader(holdings.path)
+        return Verifier(
+            options,
+            ledger=self._ledger,
+            tracker=self._tracker,
+            holdings=holdings,
+            source=self._reader(options.source),
+            destination=destination,
+        )
+
+    def _reader(self, endpoint: Peer | Path) -> Reader:
+        """Reads have associations of their own: a transfer may wait for a verification, never the reverse."""
+        if isinstance(endpoint, Path):
+            return FolderReader(lambda instance: str(endpoint / instance.locator))
+        pool = self._pool(endpoint, VERIFIERS)
+        assert pool is not None
+        # Something was moved or asked before: a refusal now is no reason to give up at once.
+        pool.health = replace(pool.health, reached=True)
+        return PeerReader(pool, _title(endpoint), self.options)
 
     def _pool(self, endpoint: Peer | Path, size: int) -> AssociationPool | None:
         if isinstance(endpoint, Path):
@@ -213,10 +236,15 @@ class _Migration:
     async def run(self) -> MigrationSummary:
         asked = identity(self.options)
         self._run = await self._ledger.open_run(self._job, asked, self._recorded_options())
+        self._verifier.run_id = self._run.id
         if self._run.resumed:
             self._tracker.notice(f"job {self._job} is in the ledger: it goes on where it was")
+        if self.options.verify != "none":
+            level = self.options.verify_level
+            recorded = await self._ledger.verified_levels(self._run.id)
+            self._levels = [level, *(other for other in recorded if satisfies(other, level))]
         if self._run.state is RunState.DONE and not await self._unfinished():
-            return await self._summary("")
+            return await self._close("")
         error = ""
         with self.stop.cancel_scope:
             try:
@@ -233,9 +261,18 @@ class _Migration:
         with trio.CancelScope(shield=True):
             await self._ledger.flush()
             ended = not (self.options.dry_run or self.stop.requested or error)
-            if ended and not await self._unfinished():
+            if ended and self._run.state is not RunState.DONE and not await self._unfinished():
                 await self._ledger.set_run_state(self._run.id, RunState.DONE, {})
             summary = await self._summary(error)
+            await self._ledger.event(
+                self._run.id,
+                "run.ended",
+                instances=summary.instances,
+                bytes=summary.bytes,
+                seconds=round(summary.seconds, 6),
+                exit_code=summary.exit_code,
+                error=error,
+            )
         self._tracker.finish(summary)
         return summary
 
@@ -244,7 +281,7 @@ class _Migration:
         return {
             "associations": options.associations,
             "window": options.window,
-            "verify": options.verify,
+            "verify": options.verify_level,
             "calling_ae_title": options.calling_ae_title,
         }
 
@@ -260,11 +297,11 @@ class _Migration:
             job=self._job,
             source=asked.source,
             destination=asked.destination,
-            verify=self.options.verify,
+            verify=self.options.verify_level,
             instances=tracker.instances,
             bytes=tracker.bytes,
             seconds=tracker.seconds,
-            unverified=self._unverified,
+            unverified=self._verifier.unverified,
             interrupted=self.stop.requested,
             dry_run=self.options.dry_run,
             error=error,
@@ -273,6 +310,7 @@ class _Migration:
             base,
             await self._ledger.totals(self._run.id),
             await self._ledger.failures(self._run.id),
+            await self._ledger.differences(self._run.id),
         )
 
     async def _stages(self) -> None:
@@ -365,7 +403,8 @@ class _Migration:
                 return None
             if not instances:
                 await self._ledger.close_study(row.id, StudyState.DONE, comment="no instances")
-                await self._ledger.verified(row.id, "uids")
+                if self._levels is not None:
+                    await self._ledger.verified(row.id, self.options.verify_level)
                 return None
             await self._ledger.add_instances(row.id, instances, running=False)
             self._tracker.expected(len(instances))
@@ -377,37 +416,24 @@ class _Migration:
         self._tracker.failed += 1
         self._tracker.notice(f"failed: study {row.study_instance_uid}: {text}")
 
-    async def _held(self, work: StudyWork) -> set[str] | None:
-        """What the destination holds of a study; None where it cannot be asked."""
-        if not self._can_ask:
-            return None
-        try:
-            return await self._holdings.held(work.study_instance_uid, work.expected.keys())
-        except CannotBeAsked as error:
-            self._can_ask = False
-            text = f"the destination cannot be asked what it holds: {error}"
-            self._tracker.notice(text)
-            await self._ledger.event(self._run.id, "destination.mute", reason=str(error))
-            return None
-
     async def _ask_and_dispatch(self, work: StudyWork, *, fresh: bool) -> None:
         if fresh or work.next is Next.ASK:
-            found = await self._held(work)
+            found = await self._verifier.held(work)
             results = work.present(found or ())
             for result in results:
                 if result.state is InstanceState.IDENTICAL_PRESENT:
                     self._tracker.present()
             await self.record(work, results)
-            if not work.open and found is not None:
-                level = self.options.verify
-                if not work.failed and compare(level, work.held, found) is None:
-                    await self._finish_study(work, verified=True)
-                    return
+            level = self.options.verify
+            complete = not work.open and not work.failed and found is not None
+            # Contents are compared in the last stage.
+            if complete and level != "digest" and compare(level, work.held, found or ()) is None:
+                await self._finish_study(work, verified=True)
+                return
         if not work.open:
             await self._finish_study(work)
             return
         if self.options.dry_run:
-            self._planned += len(work.open)
             self._studies.settle()
             return
         await self._ledger.begin_study(work.id)
@@ -512,7 +538,7 @@ class _Migration:
             work.id, work.closing_state, comment=failed, last_status=work.last_status
         )
         if verified and self._levels is not None:
-            await self._ledger.verified(work.id, self.options.verify)
+            await self._ledger.verified(work.id, self.options.verify_level)
         if not verified and self._levels is not None and work.held:
             await self._checks.put(_Check(work=work))
         else:
@@ -531,25 +557,12 @@ class _Migration:
 
     async def _verify(self, queue: WorkQueue[_Check]) -> None:
         while (check := await queue.take()) is not None:
-            work = check.work
-            found = await self._held(work)
-            if found is None:
-                self._unverified += 1
+            if await self._verifier.verify(check.work, last=check.tries >= len(VERIFY_DELAYS)):
                 self._tracker.study_done()
                 queue.settle()
-                continue
-            difference = compare(self.options.verify, work.held, found)
-            if difference is not None and check.tries < len(VERIFY_DELAYS):
+            else:
                 check.tries += 1
                 queue.put_back(check, VERIFY_DELAYS[check.tries - 1])
-                continue
-            if difference is None:
-                await self._ledger.verified(work.id, self.options.verify)
-            else:
-                self._tracker.notice(f"study {work.study_instance_uid}: {difference.text}")
-                await self._ledger.differs(work.id, difference.missing, difference.text)
-            self._tracker.study_done()
-            queue.settle()
 
 
 def _title(endpoint: Peer | Path) -> str:

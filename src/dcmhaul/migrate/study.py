@@ -228,6 +228,7 @@ class StudyWork:
             transfer_syntax_uid=outcome.transfer_syntax_uid,
             length=outcome.length,
             sha256=outcome.sha256,
+            content=outcome.content,
             status=outcome.status,
             comment=outcome.error_comment or None,
         )

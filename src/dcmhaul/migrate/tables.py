@@ -10,8 +10,10 @@ import sqlalchemy as sa
 
 if TYPE_CHECKING:
     from dcmhaul.migrate.plan import ExpectedInstance
+    from dcmhaul.objects.canonical import ContentDigest
 
 __all__ = [
+    "CHECKED_SAME",
     "EVENT",
     "EXCLUSION",
     "FINAL_STATES",
@@ -23,6 +25,10 @@ __all__ = [
     "SCHEMA_VERSION",
     "STUDY",
     "UID",
+    "VERIFICATION",
+    "CheckResult",
+    "CheckRow",
+    "DigestRow",
     "Exclusion",
     "FailureRow",
     "InstanceResult",
@@ -36,7 +42,8 @@ __all__ = [
     "Totals",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""`upgrades` leads here from every earlier one."""
 
 
 class RunState(IntEnum):
@@ -65,6 +72,26 @@ class InstanceState(IntEnum):
     CONFLICT = 4
     FAILED = 5
 
+
+class CheckResult(IntEnum):
+    """What came of reading an instance back from the destination."""
+
+    SAME_BYTES = 1
+    SAME_CONTENT = 2
+    """Encoded otherwise; it says the same."""
+    COERCED = 3
+    """Content alike; elements that an archive may set of its own accord differ."""
+    DIFFERS = 4
+    NOT_READ = 5
+    """Listed by the destination, and not to be had from it."""
+
+    @property
+    def text(self) -> str:
+        """As reports say it."""
+        return self.name.lower().replace("_", " ")
+
+
+CHECKED_SAME = frozenset({CheckResult.SAME_BYTES, CheckResult.SAME_CONTENT, CheckResult.COERCED})
 
 HELD_STATES = frozenset({InstanceState.ACKED, InstanceState.IDENTICAL_PRESENT})
 """The destination has it."""
@@ -130,10 +157,26 @@ INSTANCE = sa.Table(
     sa.Column("state", sa.SmallInteger, nullable=False),
     sa.Column("len", sa.BigInteger),
     sa.Column("sha256", sa.LargeBinary),
+    sa.Column("content", sa.LargeBinary),
+    sa.Column("coercible", sa.LargeBinary),
     sa.Column("dst_status", sa.Integer),
     sa.Column("retryable", sa.Boolean),
     sa.Column("comment", sa.Text),
     sa.Column("locator", sa.Text),
+    sa.Column("updated", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+VERIFICATION = sa.Table(
+    "verification",
+    METADATA,
+    sa.Column("study_id", _ID, sa.ForeignKey("study.id"), primary_key=True),
+    sa.Column("sop_uid", sa.Text, primary_key=True),
+    sa.Column("result", sa.SmallInteger, nullable=False),
+    sa.Column("ts_id", sa.Integer, nullable=False),
+    sa.Column("len", sa.BigInteger),
+    sa.Column("sha256", sa.LargeBinary),
+    sa.Column("content", sa.LargeBinary),
+    sa.Column("differences", sa.Text),
     sa.Column("updated", sa.BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
@@ -202,7 +245,7 @@ class InstanceRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceResult:
     """The second write of an instance. length: dataset bytes; sha256: of the dataset as it
-    travelled.
+    travelled; content: of what it says, where the job verifies digests.
     """
 
     study_id: int
@@ -211,9 +254,44 @@ class InstanceResult:
     transfer_syntax_uid: str = ""
     length: int | None = None
     sha256: bytes | None = None
+    content: ContentDigest | None = None
     status: int | None = None
     retryable: bool | None = None
     comment: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestRow:
+    """What is recorded of an instance that the destination holds, for its comparison.
+
+    sha256, content: as it came from the source, None where this job did not move it. checked: what
+    an earlier comparison found.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    sha256: bytes | None
+    content: ContentDigest | None
+    checked: CheckResult | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRow:
+    """One comparison. transfer_syntax_uid, length, sha256, content: as the destination sent it.
+
+    differences: what differs, element tags and no values; "" where nothing does. study_instance_uid: set
+    where it is read from the ledger.
+    """
+
+    sop_instance_uid: str
+    result: CheckResult
+    study_instance_uid: str = ""
+    transfer_syntax_uid: str = ""
+    length: int | None = None
+    sha256: bytes | None = None
+    content: bytes | None = None
+    differences: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,3 +333,9 @@ class Totals:
     skipped: int = 0
     differing: int = 0
     """Studies whose verification found a difference."""
+    same_bytes: int = 0
+    """Instances that were read back: this and the next four."""
+    same_content: int = 0
+    coerced: int = 0
+    altered: int = 0
+    not_read: int = 0

@@ -19,7 +19,7 @@ from dcmhaul.engine.pool import ASSOCIATION_ERRORS, PoolExhausted
 from dcmhaul.engine.relay import FolderDestination, PeerDestination, RelayOutcome
 from dcmhaul.engine.retriever import Retriever
 from dcmhaul.errors import DcmhaulError, InstanceError, NoAcceptedContext, UnreadableInstance
-from dcmhaul.migrate.inventory import dataset_digest
+from dcmhaul.migrate.inventory import digest_instance
 from dcmhaul.migrate.plan import (
     ExpectedInstance,
     GetRequest,
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 
     from dcmhaul.engine.pool import AssociationPool
     from dcmhaul.engine.scheduler import StopRequest, WorkQueue
-    from dcmhaul.migrate.plan import MigrateOptions
+    from dcmhaul.migrate.plan import MigrateOptions, RequestOptions
     from dcmhaul.migrate.study import StudyWork
     from dcmhaul.migrate.tables import InstanceResult
+    from dcmhaul.objects.canonical import DatasetDigest
     from dcmhaul.objects.instances import SinkFactory
 
 __all__ = [
@@ -97,7 +98,7 @@ def store_request(title: str, options: MigrateOptions, pairs: Pairs) -> Associat
     )
 
 
-def get_request(title: str, options: MigrateOptions, pairs: Pairs) -> AssociationRequest:
+def get_request(title: str, options: RequestOptions, pairs: Pairs) -> AssociationRequest:
     """The proposal to the source: C-GET, and each pair with the SCP role for us (PS3.7 §D.3.3.4)."""
     contexts = [
         PresentationContextRq(
@@ -226,7 +227,9 @@ class RelayWorker:
         """The destination, opened first; its failure is raised at the end, after all was reported."""
         if self._destination is None:
             assert self._sinks is not None
-            folder = FolderDestination(self._sinks, self._report)
+            folder = FolderDestination(
+                self._sinks, self._report, content=self._job.options.compares_content
+            )
             yield _Link(destination=folder, proposed=proposed, accepted=proposed)
             return
         job = self._job
@@ -238,7 +241,10 @@ class RelayWorker:
                 if association.agreement.context_for(pair[0], (pair[1],)) is not None
             )
             async with PeerDestination.started(
-                association, self._report, window=job.options.window
+                association,
+                self._report,
+                window=job.options.window,
+                content=job.options.compares_content,
             ) as destination:
                 yield _Link(destination=destination, proposed=proposed, accepted=accepted)
             if destination.failure is not None and not destination.blameless:
@@ -359,7 +365,7 @@ class FileItem:
 class _Opened:
     item: FileItem
     instance: FileInstance
-    sha256: bytes
+    digest: DatasetDigest
 
 
 class _FolderWorker:
@@ -375,7 +381,9 @@ class _FolderWorker:
         """The file, checked and digested; None where it cannot travel, which is then reported."""
         path = os.path.join(self._folder, item.work.expected[item.sop_instance_uid].locator)
         try:
-            instance, digest = await trio.to_thread.run_sync(_open_and_digest, path)
+            instance, digest = await trio.to_thread.run_sync(
+                _open_and_digest, path, self._job.options.compares_content
+            )
         except InstanceError as error:
             self._failed(item, UnreadableInstance(str(error)))
             return None
@@ -383,7 +391,7 @@ class _FolderWorker:
             instance.close()
             self._failed(item, UnreadableInstance("the file holds another instance than before"))
             return None
-        return _Opened(item=item, instance=instance, sha256=digest)
+        return _Opened(item=item, instance=instance, digest=digest)
 
     def _failed(self, item: FileItem, error: InstanceError) -> None:
         expected = item.work.expected[item.sop_instance_uid]
@@ -407,10 +415,10 @@ class _FolderWorker:
         self._queue.settle()
 
 
-def _open_and_digest(path: str) -> tuple[FileInstance, bytes]:
+def _open_and_digest(path: str, content: bool) -> tuple[FileInstance, DatasetDigest]:
     instance = open_instance(path)
     try:
-        return instance, dataset_digest(instance)
+        return instance, digest_instance(instance, content=content)
     except BaseException:
         instance.close()
         raise
@@ -503,7 +511,8 @@ class SendWorker(_FolderWorker):
                 error=error,
                 unknown=error is not None and outcome.sent,
                 length=opened.instance.length,
-                sha256=opened.sha256,
+                sha256=opened.digest.digest(),
+                content=opened.digest.content(),
                 seconds=outcome.seconds,
             ),
         )
@@ -514,7 +523,9 @@ class CopyWorker(_FolderWorker):
 
     def __init__(self, job: Job, folder: Path, nursery: trio.Nursery, sinks: SinkFactory) -> None:
         super().__init__(job, folder, nursery)
-        self._destination = FolderDestination(sinks, self._reported)
+        self._destination = FolderDestination(
+            sinks, self._reported, content=job.options.compares_content
+        )
         self._item: FileItem | None = None
 
     async def run(self, queue: WorkQueue[FileItem]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dcmhaul.engine.pool import SharedAssociations
-    from dcmhaul.migrate.plan import Verification
+    from dcmhaul.migrate.plan import ExpectedInstance, Verification
 
 __all__ = ["CannotBeAsked", "Difference", "FolderHoldings", "Holdings", "PeerHoldings", "compare"]
 
@@ -98,6 +98,11 @@ class FolderHoldings:
 
     async def held(self, study_uid: str, wanted: Collection[str]) -> set[str]:
         return await trio.to_thread.run_sync(self._held, frozenset(wanted))
+
+    def path(self, instance: ExpectedInstance) -> str:
+        """Where it lies, or would."""
+        uid = instance.sop_instance_uid
+        return (self._paths or {}).get(uid) or str(instance_path(self._folder, uid))
 
     def _held(self, wanted: frozenset[str]) -> set[str]:
         if self._paths is None:

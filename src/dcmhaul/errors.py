@@ -8,6 +8,7 @@ __all__ = [
     "AssociationAborted",
     "AssociationRejected",
     "ConfigurationError",
+    "ConnectionDropped",
     "DcmhaulError",
     "InstanceError",
     "LocalProtocolError",
@@ -67,6 +68,10 @@ class TransportError(DcmhaulError):
     """The TCP connection could not be made, or was lost."""
 
     exit_code = 3
+
+
+class ConnectionDropped(TransportError):
+    """The peer closed the connection instead of answering the A-ASSOCIATE-RQ."""
 
 
 class PeerTimeout(TransportError):

@@ -15,6 +15,7 @@ import trio
 from dcmhaul.errors import (
     AssociationAborted,
     AssociationRejected,
+    ConnectionDropped,
     DcmhaulError,
     NoAcceptedContext,
     RemoteProtocolError,
@@ -25,6 +26,7 @@ from dcmhaul.net.types import NullObserver, Observer, SocketOptions, Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from dcmhaul.net import Association
     from dcmhaul.protocol.negotiation import AssociationRequest
@@ -167,6 +169,8 @@ class AssociationPool:
         self.policy = policy
         self.health = Health(limit=policy.size)
         self.open = 0
+        self.window_dropped = False
+        """The peer drops the connection at an asynchronous operations window, and is not asked for one."""
         self._waiting = 0
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._options = options if options is not None else SocketOptions()
@@ -222,14 +226,7 @@ class AssociationPool:
         await self._turn()
         self.open += 1
         try:
-            async with open_association(
-                self.host,
-                self.port,
-                request,
-                timeouts=self._timeouts,
-                options=self._options,
-                observer=self._observer,
-            ) as association:
+            async with self._opened(request) as association:
                 if not self.health.reached:
                     self.health = replace(self.health, reached=True)
                 yield association
@@ -239,6 +236,33 @@ class AssociationPool:
         finally:
             self.open -= 1
             self._wake()
+
+    @asynccontextmanager
+    async def _opened(self, request: AssociationRequest) -> AsyncIterator[Association]:
+        """Opens it; without the window item where the peer cannot bear that (seen at GE)."""
+        answered = False
+        if request.window > 1 and not self.window_dropped:
+            try:
+                async with self._open(request) as association:
+                    answered = True
+                    yield association
+                    return
+            except ConnectionDropped:
+                if answered:
+                    raise
+        async with self._open(replace(request, window=1)) as association:
+            self.window_dropped = self.window_dropped or request.window > 1
+            yield association
+
+    def _open(self, request: AssociationRequest) -> AbstractAsyncContextManager[Association]:
+        return open_association(
+            self.host,
+            self.port,
+            request,
+            timeouts=self._timeouts,
+            options=self._options,
+            observer=self._observer,
+        )
 
 
 class SharedAssociations:

@@ -34,6 +34,7 @@ from dcmhaul.objects.instances import (
     StoreReply,
 )
 from dcmhaul.protocol.dimse import CStoreRq, CStoreRsp
+from dcmhaul.services.provider import refuse_stray
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -261,16 +262,15 @@ class PeerDestination:
         response = incoming.message
         if crash.armed:
             crash.passed("rsp.received")
+        if not isinstance(response, CStoreRsp):
+            await refuse_stray(association, incoming)
+            return
         if response.has_dataset:
             await association.read_dataset(None)
-        forward = None
-        if isinstance(response, CStoreRsp):
-            forward = self._unanswered.pop(response.message_id_being_responded_to, None)
-        if forward is None or not isinstance(response, CStoreRsp):
+        forward = self._unanswered.pop(response.message_id_being_responded_to, None)
+        if forward is None:
             raise RemoteProtocolError(
-                f"{association.peer} sent a {type(response).__name__} to no request of ours",
-                source=0,
-                reason=0,
+                f"{association.peer} sent a CStoreRsp to no request of ours", source=0, reason=0
             )
         association.message_ids.give_back(response.message_id_being_responded_to)
         now = trio.current_time()

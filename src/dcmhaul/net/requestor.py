@@ -11,6 +11,7 @@ import trio
 from dcmhaul.errors import (
     AssociationAborted,
     AssociationRejected,
+    ConnectionDropped,
     PeerTimeout,
     RemoteProtocolError,
     TransportError,
@@ -109,10 +110,7 @@ async def _negotiate(
             while transport.reader.next() == NEED_DATA:
                 if not await transport.receive(None, "association", in_message=False):
                     upper.transport_closed()
-                    raise TransportError(
-                        f"{peer}: the peer closed the connection instead of answering the association "
-                        "request; is it a DICOM port, and does it know us?"
-                    )
+                    raise _dropped(peer)
     except trio.TooSlowError as exc:
         raise PeerTimeout(
             "association",
@@ -122,6 +120,10 @@ async def _negotiate(
     except RemoteProtocolError as exc:
         upper.received_fault(exc)
         raise TransportError(f"{peer} does not speak DICOM: {exc}") from exc
+    except ConnectionDropped:
+        raise
+    except TransportError as exc:
+        raise _dropped(peer) from exc
     event = upper.received_pdu(transport.reader.pdu_type, transport.reader.pdu_body)
     if isinstance(event, AssociationAccepted):
         return event.ac
@@ -141,6 +143,13 @@ async def _negotiate(
     raise TransportError(
         f"{peer} answered the association request with PDU type "
         f"0x{transport.reader.pdu_type:02X}, broken or out of place"
+    )
+
+
+def _dropped(peer: str) -> ConnectionDropped:
+    return ConnectionDropped(
+        f"{peer}: the peer closed the connection instead of answering the association request; is it "
+        "a DICOM port, and does it know us?"
     )
 
 

@@ -16,7 +16,7 @@ from dcmhaul.protocol.statuses import DUPLICATE_INVOCATION, UNRECOGNIZED_OPERATI
 if TYPE_CHECKING:
     from dcmhaul.net import Association, Incoming
 
-__all__ = ["Completion", "Service", "acceptor_policy", "serve_services"]
+__all__ = ["Completion", "Service", "acceptor_policy", "refuse_stray", "serve_services"]
 
 Completion = Callable[[], Awaitable[None]]
 """What is left to do for a request once its dataset was read: make it durable, answer it."""
@@ -140,6 +140,20 @@ class _Outstanding:
             await self._association.flush()
         finally:
             self._slots.release()
+
+
+async def refuse_stray(association: Association, incoming: Incoming) -> None:
+    """Answers 0211 to a request that comes while we wait for responses; what else comes is an error."""
+    message = incoming.message
+    if message.has_dataset:
+        await association.read_dataset(None)
+    if not isinstance(message, Request):
+        raise RemoteProtocolError(
+            f"{association.peer} sent a {type(message).__name__} to no request of ours",
+            source=0,
+            reason=0,
+        )
+    association.queue(incoming.context.context_id, response_to(message, UNRECOGNIZED_OPERATION))
 
 
 async def _refuse(association: Association, incoming: Incoming, status: int) -> None:

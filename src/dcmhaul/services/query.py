@@ -21,7 +21,6 @@ from dcmhaul.protocol.dimse import (
     CFindRsp,
     DimseMessage,
     Priority,
-    Request,
     response_to,
 )
 from dcmhaul.protocol.negotiation import SupportedContext
@@ -34,6 +33,7 @@ from dcmhaul.services.identifiers import (
     decode_identifier,
     encode_identifier,
 )
+from dcmhaul.services.provider import refuse_stray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,6 @@ __all__ = [
     "find",
     "read_encoded_identifier",
     "read_identifier",
-    "refuse_stray",
     "unable_to_process",
 ]
 
@@ -238,22 +237,6 @@ class _Find:
             transfer_syntax=incoming.context.transfer_syntax,
             error_comment=message.error_comment or "",
         )
-
-
-async def refuse_stray(association: Association, incoming: Incoming) -> None:
-    """Answers 0211 to a request that comes while we wait for responses; what else comes is an error."""
-    message = incoming.message
-    if message.has_dataset:
-        await association.read_dataset(None)
-    if not isinstance(message, Request):
-        raise RemoteProtocolError(
-            f"{association.peer} sent a {type(message).__name__} to no request of ours",
-            source=0,
-            reason=0,
-        )
-    association.queue(
-        incoming.context.context_id, response_to(message, statuses.UNRECOGNIZED_OPERATION)
-    )
 
 
 # -- the SCP ------------------------------------------------------------------------------------

@@ -40,13 +40,13 @@ from dcmhaul.services.identifiers import (
     decode_uid_list,
     encode_uid_list,
 )
+from dcmhaul.services.provider import refuse_stray
 from dcmhaul.services.query import (
     CancelWatch,
     QueryModel,
     context_for_model,
     read_encoded_identifier,
     read_identifier,
-    refuse_stray,
     unable_to_process,
 )
 from dcmhaul.services.storage import StorageScu, StoreOutcome

@@ -26,6 +26,7 @@ from dcmhaul.objects.instances import (
 )
 from dcmhaul.protocol.dimse import CStoreRq, CStoreRsp, DimseMessage
 from dcmhaul.protocol.negotiation import SupportedContext
+from dcmhaul.services.provider import refuse_stray
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -323,16 +324,15 @@ class StorageScu:
         if self._on_other is not None and not isinstance(response, CStoreRsp):
             await self._on_other(incoming)
             return
+        if not isinstance(response, CStoreRsp):
+            await refuse_stray(association, incoming)
+            return
         if response.has_dataset:
             await association.read_dataset(None)  # what breaks here leaves its instance outstanding
-        pending = None
-        if isinstance(response, CStoreRsp):
-            pending = self._outstanding.pop(response.message_id_being_responded_to, None)
-        if pending is None or not isinstance(response, CStoreRsp):
+        pending = self._outstanding.pop(response.message_id_being_responded_to, None)
+        if pending is None:
             raise RemoteProtocolError(
-                f"{association.peer} sent a {type(response).__name__} to no request of ours",
-                source=0,
-                reason=0,
+                f"{association.peer} sent a CStoreRsp to no request of ours", source=0, reason=0
             )
         association.message_ids.give_back(response.message_id_being_responded_to)
         seconds = time.perf_counter() - pending.started

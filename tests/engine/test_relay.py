@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import trio
 from dcmhaul import uids
 from dcmhaul.engine.relay import PeerDestination, RelayOutcome
 from dcmhaul.engine.retriever import Retriever
-from dcmhaul.errors import NoAcceptedContext
+from dcmhaul.errors import NoAcceptedContext, TransportError
 from dcmhaul.migrate.plan import GetRequest, MigrateOptions, retrieve_identifier
 from dcmhaul.migrate.transfer import get_request, store_request
 from dcmhaul.net import Timeouts, open_association
@@ -27,6 +28,8 @@ from tests.engine.fake_archive import (
     Faults,
     make_instance,
 )
+from tests.net.test_association import request
+from tests.net.test_broken_sends import accept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -188,6 +191,42 @@ async def test_an_answer_that_never_came_is_unknown() -> None:
     assert pair.statuses[:2] == [0, None]
     assert pair.outcomes[1].unknown
     assert not any(outcome.unknown for outcome in pair.outcomes[2:])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_destination_that_closes_its_side_is_not_waited_for(whole: bool) -> None:
+    """As one does that was killed behind a proxy: what is still sent to it is taken by the kernel."""
+    [instance] = instances(1, size=100_000)
+    outcomes: list[RelayOutcome] = []
+    with trio.fail_after(5), socket.create_server(("127.0.0.1", 0)) as listener:
+
+        async def forward() -> None:
+            port = listener.getsockname()[1]
+            with pytest.raises(TransportError):
+                async with (
+                    open_association("127.0.0.1", port, request()) as association,
+                    PeerDestination.started(association, outcomes.append, window=2) as destination,
+                ):
+                    forward = destination.open(_incoming(instance))
+                    await forward.write(_Slices(instance.dataset[:50_000]))
+                    sock.shutdown(socket.SHUT_WR)
+                    await destination.failed.wait()
+                    if not whole:
+                        await forward.write(_Slices(instance.dataset[50_000:]))
+                    await forward.end()
+                    assert (await forward.answer()).status == 0xA700
+                    assert len(outcomes) == 1
+                    raise destination.failure or AssertionError
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forward)
+            sock, _ = await trio.to_thread.run_sync(listener.accept)
+            accept(sock)
+            while await trio.to_thread.run_sync(sock.recv, 1 << 20):
+                pass
+            sock.close()
+    # The whole of it may have got there.
+    assert [(o.status, o.unknown) for o in outcomes] == [(None, whole)]
 
 
 async def test_a_destination_that_does_not_answer_in_time() -> None:

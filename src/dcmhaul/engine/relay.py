@@ -384,8 +384,14 @@ class _Forward:
                 await self._start()
             assert self._writer is not None
             await self._writer.write(piece)
+            self._check_destination()
         except ASSOCIATION_ERRORS as error:
             await self._broke(error)
+
+    def _check_destination(self) -> None:
+        """The kernel takes bytes for a peer that has closed its side, yet nobody reads an answer then."""
+        if self._destination.failure is not None:
+            raise self._destination.failure
 
     async def end(self) -> None:
         if self._error is not None:
@@ -399,6 +405,7 @@ class _Forward:
             await self._writer.finish()
             if crash.armed:
                 crash.passed("send.all_sent")
+            self._check_destination()
             self.due_from = trio.current_time()
             self._destination._set_deadline()
         except ASSOCIATION_ERRORS as error:

@@ -1,4 +1,4 @@
-# Targets: install demo test check ext bench fuzz clean. `make PYTHON=python3.12` chooses the interpreter.
+# Targets: install demo test check ext bench fuzz torture clean. `make PYTHON=python3.12` chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ EXT_SOURCES := $(shell find ext -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 EXT_MODULES := $(subst /,.,$(patsubst ext/%.pyx,%,$(filter %.pyx,$(EXT_SOURCES))))
 
-.PHONY: install demo test check ext bench fuzz clean preflight
+.PHONY: install demo test check ext bench fuzz torture clean preflight
 
 preflight:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "dcmhaul needs Python 3.11 or newer; '$(PYTHON)' was not found: install python3 (Debian: apt-get install python3) or name one with make PYTHON=..." >&2; exit 1; }
@@ -52,6 +52,10 @@ bench: $(VENV)/.test
 	$(BIN)/python -m bench.loopback
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.startup
+
+# TORTURE_KILLS (500) kills of everybody who takes part in transfers; TORTURE_SEED repeats a run.
+torture: $(VENV)/.test
+	$(BIN)/python -m tests.engine.torture
 
 # For work on the extension: builds in place, without the isolated build environment.
 ext:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ import trio
 from dcmhaul.errors import AssociationAborted, RemoteProtocolError, TransportError
 from dcmhaul.net import FileRange, open_association
 from dcmhaul.services.storage import StorageScp, StorageScu
+from tests.cancelling import CancelAt, descriptors
 from tests.net.test_association import CT, SYNTAX, request, serving
 
 if TYPE_CHECKING:
@@ -18,22 +18,6 @@ if TYPE_CHECKING:
     from dcmhaul.services.storage import StoreOutcome
 
 STEPS_MAX = 500
-
-
-class CancelAt(trio.abc.Instrument):
-    """Cancels `scope` before the Nth step of the task that is armed."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.count = 0
-        self.task: trio.lowlevel.Task | None = None
-        self.scope = trio.CancelScope()
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self.task:
-            self.count += 1
-            if self.count == self.step:
-                self.scope.cancel()
 
 
 class Memory:
@@ -76,7 +60,7 @@ async def run_once(side: str, step: int) -> bool:
 
     async def handler(association: Association) -> None:
         if side == "receiver":
-            cancel.task = trio.lowlevel.current_task()
+            cancel.arm()
         with receiver_scope:
             try:
                 while (incoming := await association.receive()) is not None:
@@ -92,19 +76,19 @@ async def run_once(side: str, step: int) -> bool:
     try:
         async with serving(handler) as port:
             if side == "sender":
-                cancel.task = trio.lowlevel.current_task()
+                cancel.arm()
             with sender_scope:
                 try:
                     await send(port, SIZES, outcomes)
                 except (AssociationAborted, TransportError):
                     assert side == "receiver"
-            cancel.task = None
+            cancel.disarm()
             with trio.move_on_after(5):
                 while not endings and outcomes:
                     await trio.sleep(0.001)
     finally:
         trio.lowlevel.remove_instrument(cancel)
-    if cancel.count >= step:
+    if cancel.cancelled:
         assert set(endings) <= (ENDINGS if side == "sender" else {"cancelled", "released"})
         return False
     assert [outcome.status for outcome in outcomes] == [0] * len(SIZES)
@@ -116,10 +100,10 @@ async def run_once(side: str, step: int) -> bool:
 async def test_cancel_at_every_step(side: str) -> None:
     with trio.fail_after(120):
         await run_once(side, STEPS_MAX)  # whatever trio opens once is open now
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for step in range(1, STEPS_MAX):
             completed = await run_once(side, step)
-            assert len(os.listdir("/proc/self/fd")) <= before, f"a descriptor leaks at {step}"
+            assert descriptors() <= before, f"a descriptor leaks at {step}"
             if completed:
                 assert step > 5  # it did stop at several places before it got through
                 return

@@ -86,7 +86,7 @@ class Receiver(Protocol):
     """One instance on its way to the destination.
 
     `write` any number of times, then `end`, then `answer`, which may run in another task; or `broken`
-    where the source's message broke off.
+    where the source's message, or one of the calls before `answer`, broke off.
     """
 
     async def write(self, data: DatasetSlices) -> None: ...
@@ -419,11 +419,14 @@ class _Forward:
         return StoreReply(status=OUT_OF_RESOURCES, error_comment="the destination is slow")
 
     async def broken(self) -> None:
-        """The source's message broke off: what was begun at the destination can only be aborted."""
+        """The source's message broke off: what was begun at the destination can only be aborted.
+
+        So it is where we were stopped while its end left, and then the destination may have all of it.
+        """
         destination = self._destination
         destination._unanswered.pop(self._message_id, None)
         error = AssociationAborted(0, 0, "the source was lost within an instance")
-        self._report(self.outcome(error=error))
+        self._report(self.outcome(error=error, unknown=self.due_from is not None))
         if self._writer is not None and self._error is None:
             destination.blameless = True
             destination._fail(error)

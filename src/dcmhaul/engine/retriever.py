@@ -175,7 +175,11 @@ class _Store:
         if receiver is None:
             await self._answer(incoming, request, reply or _STORED, started, length)
             return None
-        await receiver.end()
+        try:
+            await receiver.end()
+        except BaseException:
+            await receiver.broken()
+            raise
         destined = receiver
 
         async def complete() -> None:

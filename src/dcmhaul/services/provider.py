@@ -124,13 +124,14 @@ class _Outstanding:
         self.message_ids: set[int] = set()
         self._association = association
         self._nursery = nursery
-        self._slots = trio.Semaphore(window)
+        self._slots = trio.Semaphore(window - 1)
 
     async def start(self, message_id: int, completion: Completion) -> None:
-        """Waits for a free slot, and then no longer."""
+        """Returns when there is room for another one; this one runs, whatever happens meanwhile."""
         self.message_ids.add(message_id)
-        await self._slots.acquire()
+        # Before the wait: what is never started would never let go of its file.
         self._nursery.start_soon(self._complete, message_id, completion)
+        await self._slots.acquire()
 
     async def _complete(self, message_id: int, completion: Completion) -> None:
         try:

@@ -208,10 +208,10 @@ class _Get:
     async def run(self) -> GetResponse:
         window = self._association.agreement.window_performed
         if window <= 1:
-            return await self._receive_all(None, trio.Semaphore(1))
+            return await self._receive_all(None, trio.Semaphore(0))
         try:
             async with trio.open_nursery() as nursery:
-                return await self._receive_all(nursery, trio.Semaphore(window))
+                return await self._receive_all(nursery, trio.Semaphore(window - 1))
         except BaseExceptionGroup as group:
             raise _sole(group) from None
 
@@ -233,9 +233,10 @@ class _Get:
                 if nursery is None:
                     await completion()
                     continue
-                # What the window allows runs at once; the rest is not read.
-                await slots.acquire()
+                # What the window allows runs at once; the rest is not read. It is started before the
+                # wait, for what is never started would never let go of its file.
                 nursery.start_soon(self._complete, completion, slots)
+                await slots.acquire()
             elif isinstance(message, CGetRsp):
                 response = await self._response(incoming, message)
                 if not response.pending:

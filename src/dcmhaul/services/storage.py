@@ -235,7 +235,8 @@ class StorageScu:
         """Sends what `take` gives until it gives None; `report` hears of each, and closes nothing.
 
         Where the association breaks, every unanswered instance is reported with the error (its outcome
-        is unknown), then the error is raised; instances not taken yet are untouched.
+        is unknown), then the error is raised; instances not taken yet are untouched. Cancelled, it closes
+        the unanswered ones itself.
         """
         association = self._association
         outstanding = self._outstanding
@@ -267,6 +268,11 @@ class StorageScu:
             raise self._unreadable(str(exc), report) from exc
         except DcmhaulError as exc:
             self._give_up(exc, report)
+            raise
+        except BaseException:
+            # Cancelled: nobody hears of them, so nobody else closes them.
+            for pending in outstanding.values():
+                pending.instance.close()
             raise
 
     def _context(self, instance: OutgoingInstance) -> AcceptedContext | None:

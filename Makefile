@@ -39,6 +39,10 @@ demo: install
 test: $(VENV)/.test
 	$(BIN)/python -bb -X dev -m pytest -q $(PYTEST_ARGS)
 
+$(VENV)/.fuzz: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@touch $@
+
 check: $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,6 +56,10 @@ bench: $(VENV)/.test
 	$(BIN)/python -m bench.loopback
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.startup
+
+# FUZZ_SECONDS (60) for each target, or for FUZZ_TARGET alone.
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz
 
 # TORTURE_KILLS (500) kills of everybody who takes part in transfers; TORTURE_SEED repeats a run.
 torture: $(VENV)/.test

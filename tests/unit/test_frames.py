@@ -294,6 +294,16 @@ def test_faults(name: str, cut: int) -> None:
     assert str(again.value) == str(caught.value)
 
 
+def test_what_came_before_another_pdu_is_handed_out_first() -> None:
+    r = reader()
+    r.feed(COMMAND_1 + p_data(pdv(b"data")) + pdu(7, b"\0\0\2\0"))
+    assert r.next() == COMMAND
+    r.expect_dataset(True)
+    assert r.next() == DATA
+    assert r.copy_data() == b"data"
+    assert r.next() == PDU
+
+
 def test_what_came_before_a_fault_is_handed_out_first() -> None:
     r = reader()
     r.feed(COMMAND_1 + p_data(pdv(b"data")) + pdu(9, b""))

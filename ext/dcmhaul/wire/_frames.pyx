@@ -271,6 +271,8 @@ cdef class PduReader:
             if self.phase == PHASE_PDU_HEADER:
                 if self.tail - self.head < PDU_HEADER_SIZE:
                     break
+                if self.slices_length > 0 and self.slab[self.head] != 4:
+                    break               # what came before another PDU goes first, however it was cut
                 code = self.read_pdu_header()
             elif self.phase == PHASE_PDV_HEADER:
                 if self.tail - self.head < PDV_HEADER_SIZE:

@@ -25,6 +25,8 @@ from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import DcmhaulError
 from dcmhaul.migrate import MigrateOptions, MigrationSummary, Progress, StopRequest, migrate
 from dcmhaul.migrate.inventory import dataset_digest
+from dcmhaul.migrate.rendering import write_report
+from dcmhaul.migrate.upgrades import reading_ledger
 from dcmhaul.net import Timeouts, serve_associations
 from dcmhaul.objects.part10 import FileInstance
 from dcmhaul.objects.sources import open_entries
@@ -50,7 +52,8 @@ SYNTHETIC = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What the demonstration did. report: the folder with report.json and report.md, which stays.
+    """What the demonstration did. report: the folder with report.html, report.json and report.md, which
+    stays; the page is the migration's own, from its ledger.
 
     instances: held by both archives at the end. differences: SOP Instance UIDs that one archive lacks or
     whose dataset has another SHA-256; none where `verified`.
@@ -100,12 +103,14 @@ async def run_demo(
         ):
             tell(f"two archives: {source} and {destination}")
             await _fill(old, root / "made", tell)
+            ledger = f"sqlite:///{root / 'ledger.db'}"
             summary = await migrate(
                 MigrateOptions(
                     source=source,
                     destination=destination,
-                    ledger_url=f"sqlite:///{root / 'ledger.db'}",
+                    ledger_url=ledger,
                     job="demo",
+                    verify="digest",
                     associations=associations,
                     window=window,
                 ),
@@ -113,6 +118,7 @@ async def run_demo(
                 observer=observer,
                 stop=stop,
             )
+        await trio.to_thread.run_sync(_write_page, ledger, kept)
         digests = [
             await trio.to_thread.run_sync(_digests, root / folder) for folder in ("old", "new")
         ]
@@ -195,9 +201,18 @@ def _differences(
     return tuple(sorted(uid for uid in old.keys() | new.keys() if old.get(uid) != new.get(uid)))
 
 
+def _write_page(ledger: str, folder: Path) -> None:
+    """The migration's report, as `dcmhaul report demo -o report.html` would write it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / "report.html").open("w", encoding="utf-8") as stream,
+        reading_ledger(ledger) as connection,
+    ):
+        write_report(connection, "demo", "html", stream)
+
+
 def _write_report(result: DemoResult) -> None:
     summary = result.summary
-    result.report.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "dcmhaul": __version__,
         "verified": result.verified,

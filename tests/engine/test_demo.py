@@ -39,6 +39,8 @@ async def test_the_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         f"| instances moved | {result.instances} |"
         in (tmp_path / "report" / "report.md").read_text()
     )
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert f"All {result.instances} instances are at the destination; verified: digest:100" in page
     assert list((tmp_path / "temporary").iterdir()) == []
 
 

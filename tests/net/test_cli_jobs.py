@@ -124,3 +124,40 @@ def test_a_ledger_of_an_earlier_version(capsys: pytest.CaptureFixture[str], tmp_
     ]
     assert run(capsys, "jobs", "upgrade")[1] == ["the ledger has schema version 2: nothing to do"]
     assert migrate(capsys)[0] == 0
+
+
+@pytest.mark.parametrize("form", ["html", "json", "csv", "md"])
+def test_a_report_goes_where_it_is_sent(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, form: str
+) -> None:
+    assert migrate(capsys)[0] == 0
+    code, lines, said = run(capsys, "report", "one", "-f", form)
+    assert (code, said) == (0, "")
+    code, told, _ = run(capsys, "report", "one", "-o", f"report.{form}")
+    assert (code, told) == (
+        0,
+        [f"report.{form}: All 6 instances are at the destination; verified: uids"],
+    )
+    assert (tmp_path / f"report.{form}").read_text().splitlines() == lines
+    assert not list(tmp_path.glob(".report*"))
+
+
+def test_a_report_as_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert migrate(capsys)[0] == 0
+    code, lines, _ = run(capsys, "report", "one", "--json")
+    report, summary = map(json.loads, lines)
+    assert (code, report["type"], report["acknowledged"]) == (0, "report", 6)
+    assert (summary["type"], summary["complete"]) == ("summary", True)
+
+
+def test_reports_that_cannot_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert migrate(capsys)[0] == 0
+    for arguments, text in (
+        (["two"], "there is no job 'two' in the ledger; `dcmhaul jobs` lists them"),
+        (["one", "-f", "pdf"], "'pdf' is not one of"),
+        (["one", "-o", "none/report.md"], "cannot write none/report.md"),
+    ):
+        code, _, said = run(capsys, "report", *arguments)
+        assert code == 2
+        assert text in said
+        assert len(said.splitlines()) == 1

@@ -32,6 +32,7 @@ VERBS = {
     "archive": "an embedded archive: stores, answers queries, sends back",
     "migrate": "move studies from one archive or folder to another",
     "jobs": "what a ledger knows of migrations: what ran, how far each is",
+    "report": "what a job moved, what failed and why, as html, json, csv or md",
     "synth": "write synthetic studies",
     "demo": "two archives, real files, and a migration between them",
 }

@@ -97,7 +97,7 @@ async def _run(
         moved = told() if told is not None else ""
         return (
             f"{moved}\nboth archives {verdict}: {result.instances} instances, compared by UID, "
-            f"syntax and SHA-256\nreport: {result.report / 'report.md'}"
+            f"syntax and SHA-256\nreport: {result.report / 'report.html'}"
         )
 
     session.summary_text = text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from dcmhaul.errors import ConfigurationError
-from dcmhaul.migrate.plan import filter_text
+from dcmhaul.migrate.plan import filter_text, satisfies
 from dcmhaul.migrate.queries import read_totals
 from dcmhaul.migrate.tables import (
     EVENT,
@@ -160,6 +160,15 @@ class JobAccount:
     """Level, studies for which it holds."""
     modalities: tuple[ModalityCount, ...]
     decisions: tuple[Decision, ...]
+
+    @property
+    def studies_unverified(self) -> int:
+        """Studies that are done and of which the level that was asked for last does not hold."""
+        asked = self.job.verify or "none"
+        if asked == "none":
+            return 0
+        enough = sum(n for level, n in self.verified_levels if satisfies(level, asked))
+        return max(0, self.job.totals.studies_done - enough)
 
     @property
     def seconds(self) -> float:

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL
 
-__all__ = ["Database", "DatabaseError", "Prepared", "Writer", "WriterStatistics", "open_database"]
+__all__ = [
+    "CommitFailed",
+    "Database",
+    "DatabaseError",
+    "Prepared",
+    "Writer",
+    "WriterStatistics",
+    "open_database",
+]
 
 T = TypeVar("T")
 Prepared = tuple["Callable[[Connection], T]", tuple["Callable[[], None]", ...]]
@@ -66,6 +74,10 @@ class SchemaMismatch(ConfigurationError):
 
 class DatabaseError(DcmhaulError):
     """The database refused: nothing of the transaction counts. The cause is the driver's error."""
+
+
+class CommitFailed(DatabaseError):
+    """The COMMIT was not confirmed: its rows do not count now, yet the next start may find them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +145,8 @@ class Writer:
 
         `after`: hashable calls without arguments that must have succeeded before the transaction
         begins (syncs of folders); equal ones of one batch are called once. Raises what `function`
-        or a call of `after` raised; DatabaseError where the database refused a statement or the
-        COMMIT. Cancelled while waiting: the function may or may not have run.
+        or a call of `after` raised; DatabaseError where the database refused a statement,
+        CommitFailed where it was the COMMIT. Cancelled while waiting: the function may or may not have run.
         """
         return cast("T", await self._await(_Job(function, after), self._queue))
 
@@ -256,7 +268,7 @@ class Writer:
             # Whatever the cause, nothing of it counts: no second try on pages the kernel may have
             # lost.
             self._undo(transaction)
-            _fail(jobs, exc, "the COMMIT failed")
+            _fail(jobs, exc, "the COMMIT failed", CommitFailed)
             return True
         if crash.armed:
             crash.passed("db.after_commit")
@@ -325,9 +337,11 @@ def _pass_barriers(batch: list[_Job]) -> list[_Job]:
     return ready
 
 
-def _fail(jobs: list[_Job], cause: Exception, what: str) -> None:
+def _fail(
+    jobs: list[_Job], cause: Exception, what: str, kind: type[DatabaseError] = DatabaseError
+) -> None:
     for job in jobs:
-        error = DatabaseError(f"{what}: {_first_line(cause)}")
+        error = kind(f"{what}: {_first_line(cause)}")
         error.__cause__ = cause
         job.error = error
 

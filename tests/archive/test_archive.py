@@ -20,7 +20,7 @@ from dcmhaul import uids
 from dcmhaul.archive import Archive, open_archive
 from dcmhaul.archive import scp as scp_module
 from dcmhaul.archive import store as store_module
-from dcmhaul.archive.scp import _Bytes
+from dcmhaul.archive.importing import _Bytes
 from dcmhaul.archive.store import Intake, Refused
 from dcmhaul.errors import ConfigurationError, UnreadableInstance
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply

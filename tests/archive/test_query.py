@@ -14,19 +14,10 @@ from pydicom.dataset import Dataset
 
 from dcmhaul import uids
 from dcmhaul.archive.identifier import InvalidIdentifier
-from dcmhaul.archive.index import (
-    KIND,
-    METADATA,
-    SCHEMA_VERSION,
-    Added,
-    Index,
-    Object,
-    Place,
-    Totals,
-    totals,
-)
+from dcmhaul.archive.index import Added, Addition, Index, Object, Place, Totals, totals
 from dcmhaul.archive.query import FindQuery, Root, SelectQuery
 from dcmhaul.archive.store import Intake
+from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
 from dcmhaul.database import Database, open_database
 from tests.archive.made import CT, assign, decode, encode, instance
 
@@ -49,9 +40,9 @@ class Held:
         self._count = 0
 
     async def add(self, *datasets: Dataset, syntax: str = EXPLICIT) -> list[Added]:
-        return [(await self.add_one(dataset, syntax))[0] for dataset in datasets]
+        return [(await self.add_one(dataset, syntax)).added for dataset in datasets]
 
-    async def add_one(self, dataset: Dataset, syntax: str = EXPLICIT) -> tuple[Added, Totals]:
+    async def add_one(self, dataset: Dataset, syntax: str = EXPLICIT) -> Addition:
         data = encode(dataset, syntax)
         intake = Intake(syntax)
         intake.feed(data)
@@ -451,7 +442,7 @@ async def test_adding(tmp_path: Path) -> None:
         ]
         again = await archive.add(one, syntax=uids.IMPLICIT_VR_LITTLE_ENDIAN)
         assert again == [Added.CONFLICT]
-        _, gained = await archive.add_one(instance(1, 1, 2))
+        gained = (await archive.add_one(instance(1, 1, 2))).gained
         assert (gained.studies, gained.series, gained.instances) == (0, 0, 1)
         assert await archive.database.read(totals) == Totals(
             patients=1,

@@ -317,6 +317,30 @@ def test_metrics_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_other_bytes_under_a_known_uid_are_told_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    data = bytearray(Path(CT).read_bytes())
+    data[-1] ^= 0xFF
+    other.write_bytes(data)
+    arguments = ("archive", "--dir", tmp_path / "store", "--port", "0", "--bind", "127.0.0.1")
+    with process(*map(str, arguments), "--metrics", "127.0.0.1:0") as archive:
+        assert run(capsys, "send", archive.address, CT)[0] == 0
+        assert run(capsys, "send", archive.address, str(other))[0] == 6
+        [url] = [word for line in archive.said for word in line.split() if "/metrics" in word]
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        archive.stop()
+    told = re.findall(
+        r'^dcmhaul_archive_objects_total\{outcome="(\w+)"\} (\S+)$', text, re.MULTILINE
+    )
+    assert dict(told) | {"stored": "1.0", "conflicts": "1.0"} == dict(told)
+    [line] = [line for line in archive.said if "other bytes" in line]
+    assert "kept aside as" in line
+    assert str(tmp_path / "store") in line
+
+
 @pytest.mark.parametrize(
     ("options", "mode"),
     [

@@ -18,11 +18,11 @@ from dcmhaul.archive.attributes import (
     BY_TAG,
     PATIENT_NAME,
     SPECIFIC_CHARACTER_SET,
-    Attribute,
     Level,
     at_level,
 )
 from dcmhaul.archive.matching import fold_name, normal_date, normal_time
+from dcmhaul.archive.tables import CONFLICT, INSTANCE, PATIENT, SERIES, STUDY
 from dcmhaul.archive.text import decode, terms
 
 if TYPE_CHECKING:
@@ -34,16 +34,10 @@ if TYPE_CHECKING:
     from dcmhaul.database import Database
 
 __all__ = [
-    "CONFLICT",
-    "INSTANCE",
-    "KIND",
-    "METADATA",
-    "PATIENT",
-    "SCHEMA_VERSION",
-    "SERIES",
-    "STUDY",
     "Added",
+    "Addition",
     "Description",
+    "Duplicates",
     "Index",
     "Object",
     "Place",
@@ -55,108 +49,36 @@ __all__ = [
     "totals",
 ]
 
-KIND = "archive"
-SCHEMA_VERSION = 1
-METADATA = sa.MetaData()
-
 # Rows of parents that the next instances will most likely belong to.
 _KNOWN_PARENTS_MAX = 4096
 
-_PATIENT = at_level(Level.PATIENT)
-_STUDY = at_level(Level.STUDY)
-_SERIES = at_level(Level.SERIES)
-_IMAGE = at_level(Level.IMAGE)
-_PATIENT_TAGS = tuple(a.tag for a in _PATIENT)
-_STUDY_TAGS = tuple(a.tag for a in _STUDY)
-_SERIES_TAGS = tuple(a.tag for a in _SERIES)
-_IMAGE_TAGS = tuple(a.tag for a in _IMAGE)
+_PATIENT_TAGS, _STUDY_TAGS, _SERIES_TAGS, _IMAGE_TAGS = (
+    tuple(attribute.tag for attribute in at_level(level)) for level in Level
+)
 
 
-def _columns(attributes: Sequence[Attribute]) -> list[sa.Column[str]]:
-    return [sa.Column(a.column, sa.Text) for a in attributes]
+class Duplicates(enum.StrEnum):
+    """What becomes of an object whose SOP Instance UID is held with other bytes.
 
+    KEEP_FIRST: the first stays, this one is set aside. KEEP_BOTH: so too, and a retrieve gives out
+    both. REPLACE: this one takes the place of the first, which goes when that is durable.
+    """
 
-# `patient_key` tells patients apart. What is below holds the patient's attributes once more, as the
-# first object of the study gave them: one Patient ID may come with several spellings of the name,
-# and in the Study Root model they belong to the study.
-PATIENT = sa.Table(
-    "patient",
-    METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("patient_key", sa.Text, nullable=False, unique=True),
-    *_columns(_PATIENT),
-    sa.Column("patient_name_match", sa.Text),
-    sa.Column("character_set", sa.Text, nullable=False),
-)
-STUDY = sa.Table(
-    "study",
-    METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("patient_pk", sa.ForeignKey("patient.pk"), nullable=False, index=True),
-    *_columns(_PATIENT),
-    *_columns(_STUDY),
-    sa.Column("patient_name_match", sa.Text),
-    sa.Column("character_set", sa.Text, nullable=False),
-    sa.UniqueConstraint("study_instance_uid"),
-    sa.Index("study_by_patient_id", "patient_id"),
-    sa.Index("study_by_date", "study_date"),
-    sa.Index("study_by_accession_number", "accession_number"),
-)
-SERIES = sa.Table(
-    "series",
-    METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("study_pk", sa.ForeignKey("study.pk"), nullable=False),
-    *_columns(_SERIES),
-    sa.Column("character_set", sa.Text, nullable=False),
-    sa.UniqueConstraint("study_pk", "series_instance_uid"),
-    sa.Index("series_by_uid", "series_instance_uid"),
-    sa.Index("series_by_modality", "study_pk", "modality"),
-)
-# `folder` and `name` say where the store keeps the object, `dataset_offset` where in that file its
-# dataset begins. `length` and `sha256` are those of the dataset alone.
-_STORED = (
-    sa.Column("folder", sa.Integer, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("dataset_offset", sa.Integer, nullable=False),
-    sa.Column("length", sa.BigInteger, nullable=False),
-    sa.Column("sha256", sa.LargeBinary, nullable=False),
-    sa.Column("received", sa.BigInteger, nullable=False),
-    sa.Column("source_ae_title", sa.Text, nullable=False),
-)
-INSTANCE = sa.Table(
-    "instance",
-    METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("series_pk", sa.ForeignKey("series.pk"), nullable=False),
-    *_columns(_IMAGE),
-    sa.Column("character_set", sa.Text, nullable=False),
-    *(column._copy() for column in _STORED),
-    sa.UniqueConstraint("sop_instance_uid"),
-    sa.UniqueConstraint("folder", "name"),
-    sa.Index("instance_by_series", "series_pk", "sop_class_uid"),
-)
-# Objects that came under a SOP Instance UID which other bytes hold: kept, never given out.
-CONFLICT = sa.Table(
-    "conflict",
-    METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("sop_instance_uid", sa.Text, nullable=False, index=True),
-    sa.Column("sop_class_uid", sa.Text, nullable=False),
-    sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
-    *(column._copy() for column in _STORED),
-    sa.UniqueConstraint("folder", "name"),
-)
+    KEEP_FIRST = "keep-first"
+    KEEP_BOTH = "keep-both"
+    REPLACE = "replace"
 
 
 class Added(enum.Enum):
-    """What became of an object: stored; the same was there; another was there, this one is
-    aside."""
+    """What became of an object: stored; the same was there; another was there, and this one is
+    aside, was aside already, has replaced it, or had been replaced by it."""
 
     STORED = "stored"
     SAME = "same"
     CONFLICT = "conflict"
     CONFLICT_KNOWN = "conflict known"
+    REPLACED = "replaced"
+    OUTDATED = "outdated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +142,23 @@ class Totals:
     instances: int = 0
     bytes: int = 0
     conflicts: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(**{n: getattr(self, n) + getattr(other, n) for n in self.__slots__})
+
+    def __sub__(self, other: Totals) -> Totals:
+        return Totals(**{n: getattr(self, n) - getattr(other, n) for n in self.__slots__})
+
+
+class Addition(NamedTuple):
+    """What became of an object, and how much more there is than before.
+
+    spare: object files that no row speaks of once this is committed.
+    """
+
+    added: Added
+    gained: Totals
+    spare: tuple[Place, ...] = ()
 
 
 # -- from captured elements to text -------------------------------------------------------------
@@ -309,10 +248,13 @@ class _Parents:
         cursor: DBAPICursor,
         key: tuple[str | int, ...],
         row: Callable[[int], tuple[str | int | None, ...]],
+        *,
+        renew: bool = False,
     ) -> tuple[int, bool]:
         """The pk of the row with this key, and whether it was made now, from `row(pk)`.
 
-        A row that is there keeps what it has; a value that it lacks is taken from `row`.
+        A row that is there keeps what it has, unless `renew`; a value that it lacks is taken from
+        `row`.
         """
         parent = self._known.get(key)
         if parent is None:
@@ -330,8 +272,10 @@ class _Parents:
             )
         else:
             self._known.move_to_end(key)
-        if parent.empty:
-            self._fill(cursor, parent, row(parent.pk))
+        if renew or parent.empty:
+            self._fill(
+                cursor, parent, row(parent.pk), set(self._fillable) if renew else parent.empty
+            )
         return parent.pk, False
 
     def _remember(
@@ -344,19 +288,78 @@ class _Parents:
         return parent
 
     def _fill(
-        self, cursor: DBAPICursor, parent: _Parent, row: tuple[str | int | None, ...]
+        self,
+        cursor: DBAPICursor,
+        parent: _Parent,
+        row: tuple[str | int | None, ...],
+        columns: set[str],
     ) -> None:
         for column, value in zip(self.columns, row, strict=True):
-            if value is not None and column in parent.empty:
+            if value is not None and column in columns:
                 cursor.execute(self._update[column], (value, parent.pk))
                 parent.empty.discard(column)
+
+
+class _Replaced(NamedTuple):
+    """What an instance that was taken out leaves behind: its file, and its parents."""
+
+    place: Place
+    lost: Totals
+    series_pk: int
+    study_pk: int
+    patient_pk: int
+
+
+class _Replacing:
+    """The statements that take an instance out. Seldom needed, so nothing of it is remembered."""
+
+    def __init__(self, compile_: Callable[..., str]) -> None:
+        joined = INSTANCE.join(SERIES, INSTANCE.c.series_pk == SERIES.c.pk).join(
+            STUDY, SERIES.c.study_pk == STUDY.c.pk
+        )
+        columns = (INSTANCE.c.pk, INSTANCE.c.folder, INSTANCE.c.name, INSTANCE.c.length)
+        self._select = compile_(
+            sa.select(*columns, SERIES.c.pk, STUDY.c.pk, STUDY.c.patient_pk)
+            .select_from(joined)
+            .where(INSTANCE.c.sop_instance_uid == sa.bindparam("uid"))
+        )
+        self._delete = compile_(_delete(INSTANCE))
+        self.delete_aside = compile_(_delete(CONFLICT))
+        self._delete_empty = {
+            name: compile_(_delete(table).where(~sa.exists().where(child == table.c.pk)))
+            for name, table, child in (
+                ("series", SERIES, INSTANCE.c.series_pk),
+                ("studies", STUDY, SERIES.c.study_pk),
+                ("patients", PATIENT, STUDY.c.patient_pk),
+            )
+        }
+
+    def remove_instance(self, cursor: DBAPICursor, sop_instance_uid: str) -> _Replaced:
+        cursor.execute(self._select, (sop_instance_uid,))
+        pk, folder, name, length, *parents = cursor.fetchall()[0]
+        cursor.execute(self._delete, (pk,))
+        return _Replaced(Place(folder, name), Totals(instances=1, bytes=length), *parents)
+
+    def remove_empty_parents(self, cursor: DBAPICursor, old: _Replaced) -> Totals:
+        """Those of the instance's parents that hold nothing any more, from below."""
+        removed = {}
+        pks = {"series": old.series_pk, "studies": old.study_pk, "patients": old.patient_pk}
+        for name, statement in self._delete_empty.items():
+            cursor.execute(statement, (pks[name],))
+            removed[name] = cursor.rowcount
+        return Totals(**removed)
+
+
+def _delete(table: sa.Table) -> sa.Delete:
+    return table.delete().where(table.c.pk == sa.bindparam("pk_"))
 
 
 class Index:
     """Adds objects, within transactions of the database's writer thread, and counts them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, duplicates: Duplicates = Duplicates.KEEP_FIRST) -> None:
         compile_ = database.compile
+        self.duplicates = duplicates
         self._writer = database.writer
         self._rollbacks = -1
         self._patients = _Parents(PATIENT, ("patient_key",), compile_)
@@ -371,17 +374,26 @@ class Index:
         self._next_conflict = 1
         held = sa.select(INSTANCE.c.sha256, INSTANCE.c.transfer_syntax_uid)
         self._select_held = compile_(held.where(INSTANCE.c.sop_instance_uid == sa.bindparam("uid")))
-        aside = sa.select(CONFLICT.c.sha256, CONFLICT.c.transfer_syntax_uid)
+        aside = sa.select(
+            CONFLICT.c.sha256,
+            CONFLICT.c.transfer_syntax_uid,
+            CONFLICT.c.pk,
+            CONFLICT.c.folder,
+            CONFLICT.c.name,
+        )
         self._select_aside = compile_(
             aside.where(CONFLICT.c.sop_instance_uid == sa.bindparam("uid"))
         )
         self._insert_instance = compile_(INSTANCE.insert())
         self._insert_conflict = compile_(CONFLICT.insert())
+        self._replacing = _Replacing(compile_)
 
-    def add(self, connection: Connection, obj: Object) -> tuple[Added, Totals]:
-        """Adds one object; returns what it met, and what there is more than before.
+    def add(self, connection: Connection, obj: Object, *, left_over: bool = False) -> Addition:
+        """Adds one object, by the policy for duplicates.
 
-        The object's description holds its study and series UID; the caller has seen to that.
+        left_over: its file was found without a row. It was never acknowledged, or it is one that was
+        replaced: so it replaces nothing. The object's description holds its study and series UID; the
+        caller has seen to that.
         """
         if self._rollbacks != self._writer.rollbacks:
             self._reload(connection)
@@ -389,21 +401,26 @@ class Index:
         # as much as the database.
         cursor = connection.connection.cursor()
         try:
-            return self._add(cursor, obj)
+            return self._add(cursor, obj, left_over)
         finally:
             cursor.close()
 
-    def _add(self, cursor: DBAPICursor, obj: Object) -> tuple[Added, Totals]:
+    def _add(self, cursor: DBAPICursor, obj: Object, left_over: bool) -> Addition:
         digest = (obj.sha256, obj.transfer_syntax_uid)
         cursor.execute(self._select_held, (obj.sop_instance_uid,))
         held = cursor.fetchone()
         if held is None:
-            return Added.STORED, self._add_instance(cursor, obj)
+            return Addition(Added.STORED, self._add_instance(cursor, obj))
         if _same(held, digest):
-            return Added.SAME, Totals()
+            return Addition(Added.SAME, Totals(), (obj.place,))
         cursor.execute(self._select_aside, (obj.sop_instance_uid,))
-        if any(_same(aside, digest) for aside in cursor.fetchall()):
-            return Added.CONFLICT_KNOWN, Totals()
+        same_aside = [row for row in cursor.fetchall() if _same(row, digest)]
+        if self.duplicates is Duplicates.REPLACE:
+            if left_over:
+                return Addition(Added.OUTDATED, Totals(), (obj.place,))
+            return self._replace(cursor, obj, same_aside)
+        if same_aside:
+            return Addition(Added.CONFLICT_KNOWN, Totals(), (obj.place,))
         row = (
             self._next_conflict,
             obj.sop_instance_uid,
@@ -413,26 +430,43 @@ class Index:
         )
         cursor.execute(self._insert_conflict, row)
         self._next_conflict += 1
-        return Added.CONFLICT, Totals(conflicts=1)
+        return Addition(Added.CONFLICT, Totals(conflicts=1))
 
-    def _add_instance(self, cursor: DBAPICursor, obj: Object) -> Totals:
+    def _replace(self, cursor: DBAPICursor, obj: Object, same_aside: Sequence[Any]) -> Addition:
+        """The object instead of the one that is held; what it says of its parents is the latest."""
+        old = self._replacing.remove_instance(cursor, obj.sop_instance_uid)
+        gained = self._add_instance(cursor, obj, renew=True) - old.lost
+        if (emptied := self._replacing.remove_empty_parents(cursor, old)) != Totals():
+            gained -= emptied
+            for _, parents in self._tables:
+                parents.forget()
+        spare = [old.place]
+        for _, _, pk, folder, name in same_aside:
+            cursor.execute(self._replacing.delete_aside, (pk,))
+            gained -= Totals(conflicts=1)
+            spare.append(Place(folder, name))
+        return Addition(Added.REPLACED, gained, tuple(spare))
+
+    def _add_instance(self, cursor: DBAPICursor, obj: Object, *, renew: bool = False) -> Totals:
         d = obj.description
         assert d.study_instance_uid is not None
         assert d.series_instance_uid is not None
         names = (d.patient_name_match, d.character_set)
         key = _patient_key(d.patient)
         patient_pk, new_patient = self._patients.obtain(
-            cursor, (key,), lambda pk: (pk, key, *d.patient, *names)
+            cursor, (key,), lambda pk: (pk, key, *d.patient, *names), renew=renew
         )
         study_pk, new_study = self._studies.obtain(
             cursor,
             (d.study_instance_uid,),
             lambda pk: (pk, patient_pk, *d.patient, *d.study, *names),
+            renew=renew,
         )
         series_pk, new_series = self._series.obtain(
             cursor,
             (study_pk, d.series_instance_uid),
             lambda pk: (pk, study_pk, *d.series, d.character_set),
+            renew=renew,
         )
         # The command's UIDs, which the dataset agrees with as far as it has them.
         image = (obj.sop_instance_uid, obj.sop_class_uid, *d.image[2:])
@@ -498,7 +532,7 @@ def now() -> int:
 
 
 def _same(row: Any, digest: tuple[bytes, str]) -> bool:
-    held, transfer_syntax_uid = row
+    held, transfer_syntax_uid, *_ = row
     return (bytes(held), transfer_syntax_uid) == digest
 
 

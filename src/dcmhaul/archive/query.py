@@ -45,8 +45,8 @@ from dcmhaul.archive.identifier import (
     ResponseEncoder,
     parse_identifier,
 )
-from dcmhaul.archive.index import INSTANCE, PATIENT, SERIES, STUDY
 from dcmhaul.archive.matching import Between, Contains, Matcher, Narrowing, OneOf
+from dcmhaul.archive.tables import CONFLICT, INSTANCE, PATIENT, SERIES, STUDY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -423,12 +423,20 @@ class SelectQuery:
     Where the level's unique key has a value, the unique keys select and other keys are nothing but
     words. Without one every key that has a value narrows, as archives do for clients that name a
     patient only; `strict` refuses such identifiers. Nothing at all selects nothing:
-    InvalidIdentifier.
+    InvalidIdentifier. aside: objects that were set aside under the UID of one that is selected follow
+    it.
     """
 
     def __init__(
-        self, data: bytes, root: Root, *, transfer_syntax_uid: str, strict: bool = False
+        self,
+        data: bytes,
+        root: Root,
+        *,
+        transfer_syntax_uid: str,
+        strict: bool = False,
+        aside: bool = False,
     ) -> None:
+        self._aside = aside
         identifier = parse_identifier(data, root.value, transfer_syntax_uid)
         if strict:
             identifier.check_strictly(root.top)
@@ -468,4 +476,18 @@ class SelectQuery:
             query = sa.select(INSTANCE.c.pk, *columns).where(INSTANCE.c.pk.in_(part))
             by_pk = {pk: Selected(*rest) for pk, *rest in connection.execute(query)}
             selected.extend(by_pk[pk] for pk in part if pk in by_pk)
-        return selected
+        return self._with_aside(connection, selected) if self._aside else selected
+
+    def _with_aside(self, connection: Connection, selected: list[Selected]) -> list[Selected]:
+        columns = [CONFLICT.c[name] for name in Selected.__slots__]
+        others: defaultdict[str, list[Selected]] = defaultdict(list)
+        for i in range(0, len(selected), VALUES_MAX):
+            uids = [instance.sop_instance_uid for instance in selected[i : i + VALUES_MAX]]
+            query = sa.select(*columns).where(CONFLICT.c.sop_instance_uid.in_(uids))
+            for row in connection.execute(query.order_by(CONFLICT.c.pk)):
+                others[row.sop_instance_uid].append(Selected(*row))
+        return [
+            given
+            for first in selected
+            for given in (first, *others.get(first.sop_instance_uid, ()))
+        ]

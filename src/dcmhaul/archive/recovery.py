@@ -14,8 +14,9 @@ import sqlalchemy as sa
 import trio
 
 from dcmhaul.archive import index
-from dcmhaul.archive.index import CONFLICT, INSTANCE, Added, Index, Object, Place
+from dcmhaul.archive.index import Added, Addition, Index, Object, Place
 from dcmhaul.archive.store import Intake, Refused, Store, check_uids
+from dcmhaul.archive.tables import CONFLICT, INSTANCE
 from dcmhaul.errors import InstanceError, NotDicom
 from dcmhaul.wire.part10 import parse_file_meta
 
@@ -34,9 +35,9 @@ class RecoveryReport:
     """What was found at the start.
 
     temporaries: objects that were still arriving; removed. adopted: objects whole and named but
-    without a row, never acknowledged; taken in now. duplicates: such objects that are held already;
-    removed. set_aside: files that are no whole object; moved to quarantine/. missing: SOP Instance
-    UIDs of rows whose file is gone, which must never be.
+    without a row, never acknowledged; taken in now. duplicates: such objects that are held already,
+    or whose UID is where the archive replaces; removed. set_aside: files that are no whole object;
+    moved to quarantine/. missing: SOP Instance UIDs of rows whose file is gone, which must never be.
     """
 
     temporaries: int = 0
@@ -97,16 +98,17 @@ async def _take_in(
         await trio.to_thread.run_sync(store.set_aside, place)
         report.set_aside += 1
         return
-    added, _ = await database.submit(partial(_add, rows, obj))
-    if added in (Added.STORED, Added.CONFLICT):
+    addition = await database.submit(partial(_add, rows, obj))
+    if addition.added in (Added.STORED, Added.CONFLICT):
         report.adopted += 1
-    else:
-        await trio.to_thread.run_sync(store.remove, place)
-        report.duplicates += 1
+        return
+    for spare in addition.spare:
+        await trio.to_thread.run_sync(store.remove, spare)
+    report.duplicates += 1
 
 
-def _add(rows: Index, obj: Object, connection: Connection) -> tuple[Added, index.Totals]:
-    return rows.add(connection, obj)
+def _add(rows: Index, obj: Object, connection: Connection) -> Addition:
+    return rows.add(connection, obj, left_over=True)
 
 
 def _read(store: Store, place: Place) -> Object:

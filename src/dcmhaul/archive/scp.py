@@ -17,21 +17,23 @@ import trio
 
 from dcmhaul.archive import index
 from dcmhaul.archive.identifier import InvalidIdentifier
-from dcmhaul.archive.index import KIND, METADATA, SCHEMA_VERSION, Added, Index, Object, Totals
+from dcmhaul.archive.importing import ImportSummary, import_files
+from dcmhaul.archive.index import Added, Addition, Duplicates, Index, Object, Totals
 from dcmhaul.archive.query import FindQuery, Root, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
 from dcmhaul.archive.store import Intake, Refused, Store, StoredInstance, check_uids
+from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
 from dcmhaul.database import (
+    CommitFailed,
     Database,
     DatabaseError,
     Prepared,
     WriterStatistics,
     open_database,
 )
-from dcmhaul.errors import ConfigurationError, DcmhaulError, NotDicom
-from dcmhaul.net.types import FileRange
+from dcmhaul.engine.counters import Family
+from dcmhaul.errors import ConfigurationError
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
-from dcmhaul.objects.part10 import FileInstance, open_instance
 from dcmhaul.objects.paths import Durability
 from dcmhaul.protocol import statuses
 from dcmhaul.services.identifiers import EncodedIdentifier, QueryRefused
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from dcmhaul.objects.paths import Folder, TemporaryFile
     from dcmhaul.services.provider import Service
 
-__all__ = ["Archive", "ArchiveStatistics", "ImportSummary", "open_archive"]
+__all__ = ["Archive", "ArchiveStatistics", "open_archive"]
 
 T = TypeVar("T")
 
@@ -74,8 +76,6 @@ FIRST_PAGE = 16
 PAGE = 256
 # Above this an identifier is read in a thread: it may be a list of 100 000 UIDs.
 THREAD_LENGTH = 16 * 1024
-IMPORTS_AT_ONCE = 8
-IMPORT_PIECE = 1 << 20
 
 ROOTS = {
     QueryModel.PATIENT_ROOT: Root.PATIENT,
@@ -88,27 +88,18 @@ ROOTS = {
 class ArchiveStatistics:
     """What the archive holds, and what came since it was opened.
 
-    stored: new objects. duplicates: the same bytes again. conflicts: other bytes under a known UID.
-    refused: objects that were not stored.
+    stored: new objects. duplicates: the same bytes again. conflicts: other bytes under a known UID,
+    which were set aside. replaced: other bytes, which took the place of the first. refused: objects
+    that were not stored.
     """
 
     holds: Totals
     stored: int
     duplicates: int
     conflicts: int
+    replaced: int
     refused: int
     writer: WriterStatistics
-
-
-@dataclass(slots=True, kw_only=True)
-class ImportSummary:
-    """What became of imported files; skipped and failed: path and reason."""
-
-    stored: int
-    duplicates: int
-    conflicts: list[str]
-    skipped: list[tuple[str, str]]
-    failed: list[tuple[str, str]]
 
 
 class Archive:
@@ -124,6 +115,7 @@ class Archive:
         ae_title: str,
         durability: Durability,
         strict: bool,
+        report: Callable[[str], None],
     ) -> None:
         self.ae_title = ae_title
         self.durability = durability
@@ -132,10 +124,16 @@ class Archive:
         self._store = store
         self._rows = rows
         self._strict = strict
+        self._report = report
         self._held = 0
         self._holds = Totals()
         self._counts = dict.fromkeys(Added, 0)
         self._refused = 0
+
+    @property
+    def duplicates(self) -> Duplicates:
+        """What becomes of other bytes under a UID that is held."""
+        return self._rows.duplicates
 
     def services(
         self, *, extra_classes: Iterable[str] = (), matches_max: int | None = None
@@ -160,9 +158,24 @@ class Archive:
             stored=self._counts[Added.STORED],
             duplicates=self._counts[Added.SAME],
             conflicts=self._counts[Added.CONFLICT] + self._counts[Added.CONFLICT_KNOWN],
+            replaced=self._counts[Added.REPLACED],
             refused=self._refused,
             writer=self._database.writer.statistics(),
         )
+
+    def families(self) -> list[Family]:
+        """What `statistics` counts, for the Prometheus collector."""
+        came = self.statistics()
+        outcomes = ("stored", "duplicates", "conflicts", "replaced", "refused")
+        return [
+            Family(
+                name="archive_objects",
+                kind="counter",
+                help="Objects that came, by what became of them",
+                labels=("outcome",),
+                samples=tuple(((outcome,), getattr(came, outcome)) for outcome in outcomes),
+            )
+        ]
 
     # -- storing --------------------------------------------------------------------------------
 
@@ -177,63 +190,7 @@ class Archive:
         self, paths: Iterable[str | os.PathLike[str]], *, source_ae_title: str = ""
     ) -> ImportSummary:
         """Stores local Part-10 files as if they had been received; one failure stops nothing."""
-        summary = ImportSummary(stored=0, duplicates=0, conflicts=[], skipped=[], failed=[])
-        waiting = iter(paths)
-        async with trio.open_nursery() as nursery:
-            for _ in range(IMPORTS_AT_ONCE):
-                nursery.start_soon(self._import_all, waiting, source_ae_title, summary)
-        return summary
-
-    async def _import_all(
-        self,
-        waiting: Iterable[str | os.PathLike[str]],
-        source_ae_title: str,
-        summary: ImportSummary,
-    ) -> None:
-        for path in waiting:
-            text = os.fspath(path)
-            try:
-                reply, added = await self._import_one(text, source_ae_title)
-            except NotDicom as exc:
-                summary.skipped.append((text, str(exc)))
-            except StoreRefused as exc:
-                summary.failed.append((text, exc.reply.error_comment))
-            except (DcmhaulError, OSError) as exc:
-                summary.failed.append((text, str(exc)))
-            else:
-                if added is Added.STORED:
-                    summary.stored += 1
-                elif added is Added.SAME:
-                    summary.duplicates += 1
-                elif added is None:
-                    summary.failed.append((text, reply.error_comment))
-                else:
-                    summary.conflicts.append(text)
-
-    async def _import_one(self, path: str, source_ae_title: str) -> tuple[StoreReply, Added | None]:
-        instance = await trio.to_thread.run_sync(open_instance, path)
-        sink = None
-        try:
-            sink = self.sink(
-                IncomingInstance(
-                    sop_class_uid=instance.sop_class_uid,
-                    sop_instance_uid=instance.sop_instance_uid,
-                    transfer_syntax_uid=instance.transfer_syntax_uid,
-                    calling_ae_title=source_ae_title,
-                    called_ae_title=self.ae_title,
-                    peer="",
-                )
-            )
-            offset = 0
-            while offset < instance.length:
-                piece = await trio.to_thread.run_sync(_piece, instance, offset)
-                await sink.write(piece)
-                offset += piece.data_length
-            return await sink.commit(), sink.added
-        finally:
-            if sink is not None:
-                sink.discard()
-            instance.close()
+        return await import_files(self, paths, source_ae_title)
 
     def hold(self, size: int) -> bool:
         """Whether so many bytes more, or fewer, may be held in memory."""
@@ -257,12 +214,12 @@ class Archive:
         try:
             if received.held:
                 _write(file.fd, b"".join(received.held))
-            place, folder = self._store.publish(file)
+            received.place, folder = self._store.publish(file)
         finally:
             file.close()
-        return _object(incoming, description, digest, place, received.length), folder
+        return _object(incoming, description, digest, received.place, received.length), folder
 
-    def _prepare(self, received: Received) -> Prepared[tuple[Added, Totals, Place]]:
+    def _prepare(self, received: Received) -> Prepared[Addition]:
         obj, folder = self._publish(received)
         return partial(self._add, obj), (folder.sync,)
 
@@ -274,31 +231,53 @@ class Archive:
             try:
                 if self.durability is Durability.NONE:  # nothing waits for the disk: no thread
                     obj, _ = self._publish(received)
-                    added, gained, place = await self._database.submit(partial(self._add, obj))
+                    addition = await self._database.submit(partial(self._add, obj))
                 else:
-                    added, gained, place = await self._database.submit_prepared(
+                    addition = await self._database.submit_prepared(
                         partial(self._prepare, received)
                     )
-                if added in (Added.SAME, Added.CONFLICT_KNOWN):
-                    self._store.remove(place)
             except Refused as refused:
                 reply = StoreReply(status=refused.status, error_comment=refused.comment)
             except (OSError, DatabaseError) as exc:
-                # A name without a row stays for the next start: a COMMIT that failed may yet be
-                # found.
+                # After a COMMIT that failed the next start may find the row, and must find its file.
+                if received.place is not None and not isinstance(exc, CommitFailed):
+                    self._remove(received.place)
                 reply = _out_of_resources(exc)
             else:
-                self._counts[added] += 1
-                self._holds = _sum(self._holds, gained)
-                return (STORED if added in (Added.STORED, Added.SAME) else CONFLICT), added
+                return self._settled(received, addition), addition.added
         self._refused += 1
         return reply, None
+
+    def _settled(self, received: Received, addition: Addition) -> StoreReply:
+        """What is answered for an object that is as durable as it will be."""
+        for spare in addition.spare:
+            self._remove(spare)
+        added = addition.added
+        self._counts[added] += 1
+        self._holds += addition.gained
+        aside = added in (Added.CONFLICT, Added.CONFLICT_KNOWN)
+        if aside or added is Added.REPLACED:
+            assert received.place is not None
+            fate = "they are aside already"
+            if added is not Added.CONFLICT_KNOWN:
+                what = "kept aside as" if aside else "they replace it, as"
+                fate = f"{what} {self._store.path(received.place)}"
+            self._report(
+                f"other bytes under a SOP Instance UID that is held, from "
+                f"{received.incoming.calling_ae_title}: {fate}"
+            )
+        return CONFLICT if aside and self.duplicates is Duplicates.KEEP_FIRST else STORED
+
+    def _remove(self, place: Place) -> None:
+        """Takes away a file that no row speaks of; one that stays is found at the next start."""
+        with contextlib.suppress(OSError):
+            self._store.remove(place)
 
     def count_refused(self) -> None:
         self._refused += 1
 
-    def _add(self, obj: Object, connection: Connection) -> tuple[Added, Totals, Place]:
-        return *self._rows.add(connection, obj), obj.place
+    def _add(self, obj: Object, connection: Connection) -> Addition:
+        return self._rows.add(connection, obj)
 
     # -- finding and giving out -----------------------------------------------------------------
 
@@ -337,6 +316,7 @@ class Archive:
                 ROOTS[model],
                 transfer_syntax_uid=identifier.transfer_syntax,
                 strict=self._strict,
+                aside=self.duplicates is Duplicates.KEEP_BOTH,
             ),
         )
         return [self._store.instance(found) for found in await self._database.read(query.run)]
@@ -349,13 +329,14 @@ class Archive:
 @dataclass(slots=True, kw_only=True, eq=False)
 class Received:
     """A dataset that has arrived, as far as it has: in `file`, or as long as it is small in `held`,
-    in either case behind group 0002."""
+    in either case behind group 0002. place: where it has its name, once it has one."""
 
     incoming: IncomingInstance
     intake: Intake
     held: list[bytes]
     file: TemporaryFile | None = None
     length: int = 0
+    place: Place | None = None
 
 
 class ArchiveSink:
@@ -446,27 +427,8 @@ def _write(fd: int, data: bytes) -> None:
         done += os.pwrite(fd, data[done:] if done else data, done)
 
 
-class _Bytes:
-    """Bytes of a local file as DatasetSlices."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-
-    @property
-    def data_length(self) -> int:
-        return len(self._data)
-
-    def copy_data(self) -> bytes:
-        return bytes(self._data)
-
-    def update(self, consume: Callable[[memoryview], object]) -> None:
-        consume(self._data)
-
-    def pwrite(self, fd: int, offset: int) -> int:
-        done = 0
-        while done < len(self._data):
-            done += os.pwrite(fd, self._data[done:], offset + done)
-        return done
+def _unreported(_line: str) -> None:
+    """Stands where nobody asked for the lines."""
 
 
 @contextlib.asynccontextmanager
@@ -476,13 +438,16 @@ async def open_archive(
     ae_title: str = "DCMHAUL",
     database_url: str | None = None,
     durability: Durability = Durability.BATCH,
+    duplicates: Duplicates = Duplicates.KEEP_FIRST,
     strict: bool = False,
+    report: Callable[[str], None] = _unreported,
 ) -> AsyncIterator[Archive]:
     """Opens the archive in `directory`, which is made if missing, and recovers from a kill.
 
-    database_url: where the index is; by default `index.db` in the folder. strict: queries must name
-    level and unique keys. ConfigurationError where another process has it open, or it cannot be
-    used.
+    database_url: where the index is; by default `index.db` in the folder. duplicates: other bytes
+    under a UID that is held; `report` gets a line for each, without anything of a patient. strict:
+    queries must name level and unique keys. ConfigurationError where another process has it open,
+    or it cannot be used.
     """
     root = Path(directory)
     try:
@@ -506,10 +471,11 @@ async def open_archive(
             archive = Archive(
                 database=database,
                 store=store,
-                rows=Index(database),
+                rows=Index(database, duplicates),
                 ae_title=ae_title,
                 durability=durability,
                 strict=strict,
+                report=report,
             )
             await archive._start()
             yield archive
@@ -549,28 +515,6 @@ def _out_of_resources(exc: Exception) -> StoreReply:
         exc.strerror if isinstance(exc, OSError) and exc.strerror else "the index cannot be written"
     )
     return StoreReply(status=0xA700, error_comment=f"cannot store: {reason}"[:64])
-
-
-def _sum(a: Totals, b: Totals) -> Totals:
-    return Totals(
-        patients=a.patients + b.patients,
-        studies=a.studies + b.studies,
-        series=a.series + b.series,
-        instances=a.instances + b.instances,
-        bytes=a.bytes + b.bytes,
-        conflicts=a.conflicts + b.conflicts,
-    )
-
-
-def _piece(instance: FileInstance, offset: int) -> _Bytes:
-    dataset = instance.dataset
-    if not isinstance(dataset, FileRange):
-        return _Bytes(dataset[offset : offset + IMPORT_PIECE])
-    size = min(IMPORT_PIECE, dataset.length - offset)
-    data = os.pread(dataset.fd, size, dataset.offset + offset)
-    if not data:
-        raise OSError(5, "the file became shorter while it was read")
-    return _Bytes(memoryview(data))
 
 
 def _page(query: FindQuery, pks: Sequence[int], connection: Connection) -> list[bytes]:

@@ -18,6 +18,16 @@ __all__ = ["command"]
 _EPILOG = """\b
 Only its own title is answered. Objects lie below DIR under names of the
 archive's own; the index is DIR/index.db unless --database names another.
+
+\b
+The same bytes under a known SOP Instance UID are answered 0000 and not
+written again. Other bytes, by --duplicates:
+  keep-first  the first stays, the others are set aside; answered C001
+  keep-both   set aside too, but answered 0000; C-GET gives out both
+  replace     they take the place of the first; answered 0000
+Each such object is told in a line.
+
+\b
 SIGINT and SIGTERM end it with exit code 0. Port 0 takes a free port and
 prints it.
 
@@ -38,6 +48,13 @@ Example:
     show_default=True,
     help="0000 after each object's own sync, after one shared by several, or without.",
 )
+@click.option(
+    "--duplicates",
+    type=click.Choice(["keep-first", "keep-both", "replace"]),
+    default="keep-first",
+    show_default=True,
+    help="Other bytes under a SOP Instance UID that is held.",
+)
 @click.option("--strict", is_flag=True, help="Queries must name level and unique keys, else A900.")
 @click.option("-pm", "--accept-any", "accept_any", is_flag=True, help="Take unknown SOP classes.")
 @server_options
@@ -52,6 +69,7 @@ def command(
     port: str,
     database: str | None,
     durable: str,
+    duplicates: str,
     strict: bool,
     accept_any: bool,
     bind: str,
@@ -77,14 +95,28 @@ def command(
         accept_any=accept_any,
     )
     trio.run(
-        partial(_serve, server, folder=folder, database=database, durable=durable, strict=strict)
+        partial(
+            _serve,
+            server,
+            folder=folder,
+            database=database,
+            durable=durable,
+            duplicates=duplicates,
+            strict=strict,
+        )
     )
 
 
 async def _serve(
-    server: Server, *, folder: str, database: str | None, durable: str, strict: bool
+    server: Server,
+    *,
+    folder: str,
+    database: str | None,
+    durable: str,
+    duplicates: str,
+    strict: bool,
 ) -> None:
-    from dcmhaul.archive import open_archive
+    from dcmhaul.archive import Duplicates, open_archive
     from dcmhaul.objects.paths import Durability
 
     session = server.session
@@ -93,14 +125,21 @@ async def _serve(
         ae_title=server.ae_title,
         database_url=database,
         durability=Durability(durable),
+        duplicates=Duplicates(duplicates),
         strict=strict,
+        report=session.console.warn,
     ) as archive:
         for line in archive.recovery.lines():
             session.console.warn(f"recovery: {line}")
         holds = archive.statistics().holds
         session.console.info(f"holds {holds.studies} studies, {holds.instances} instances")
         await server.serve(
-            archive.services(extra_classes=session.configuration.extra_storage_classes)
+            archive.services(extra_classes=session.configuration.extra_storage_classes),
+            counted=archive,
         )
         came = archive.statistics()
-        session.summary |= {"duplicates": came.duplicates, "conflicts": came.conflicts}
+        session.summary |= {
+            "duplicates": came.duplicates,
+            "conflicts": came.conflicts,
+            "replaced": came.replaced,
+        }

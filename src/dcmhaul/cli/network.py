@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Peer
     from dcmhaul.net import Association, AssociationStats, Observer
+    from dcmhaul.observe.collector import CounterSource
     from dcmhaul.protocol.events import Role
     from dcmhaul.protocol.negotiation import Agreement
     from dcmhaul.wire.items import (
@@ -168,11 +169,15 @@ def split_address(text: str, option: str) -> tuple[str, int]:
 
 @contextmanager
 def counting(
-    session: Session, metrics: str | None, peer: Peer | None, durability: str | None = None
+    session: Session,
+    metrics: str | None,
+    peer: Peer | None,
+    durability: str | None = None,
+    counted: CounterSource | None = None,
 ) -> Iterator[Observer | None]:
     """The observer of a run, served as Prometheus text where `--metrics` asked for it, else None.
 
-    durability: the mode of what the run stores, where it stores anything.
+    durability: the mode of what the run stores, where it stores anything. counted: what else counts.
     """
     if metrics is None:
         yield None
@@ -182,7 +187,8 @@ def counting(
 
     host, port = split_address(metrics, "--metrics")
     counters = Counters(session.configuration.nodes, durability=durability)
-    with serve_metrics(host, port, counters) as (bound_host, bound_port):
+    sources = (counters,) if counted is None else (counters, counted)
+    with serve_metrics(host, port, *sources) as (bound_host, bound_port):
         session.console.always(f"metrics at http://{bound_host}:{bound_port}/metrics")
         yield counters.observer(peer.name if peer is not None and peer.name else "other")
 

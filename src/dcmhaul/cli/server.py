@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Node
     from dcmhaul.net import Association
+    from dcmhaul.observe.collector import CounterSource
     from dcmhaul.services.provider import Service
 
 __all__ = ["Server", "allowed_callers", "listening_port"]
@@ -130,11 +131,16 @@ class Server:
         session.summary_fields = self.count.fields
         session.summary_text = partial(self.count.text, "received")
 
-    async def serve(self, services: Sequence[Service]) -> None:
-        """Listens, prints where, and returns at a signal; open associations are then aborted."""
+    async def serve(
+        self, services: Sequence[Service], *, counted: CounterSource | None = None
+    ) -> None:
+        """Listens, prints where, and returns at a signal; open associations are then aborted.
+
+        counted: what else `--metrics` tells.
+        """
         policy = acceptor_policy(services, **self._policy_fields)
         with (
-            counting(self.session, self._metrics, None, self._durability) as observer,
+            counting(self.session, self._metrics, None, self._durability, counted) as observer,
             trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
         ):
             async with trio.open_nursery() as nursery:

@@ -123,14 +123,15 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextlib.contextmanager
-def serve_metrics(host: str, port: int, counters: CounterSource) -> Iterator[tuple[str, int]]:
-    """Serves `/metrics` as Prometheus text on a thread while the block runs.
+def serve_metrics(host: str, port: int, *sources: CounterSource) -> Iterator[tuple[str, int]]:
+    """Serves `/metrics` of all sources as Prometheus text on a thread while the block runs.
 
     Yields the address that was bound (port 0 takes a free one); ConfigurationError where that
     fails.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(CounterCollector(counters))
+    for source in sources:
+        registry.register(CounterCollector(source))
     try:
         server = make_server(
             host, port, _only_metrics(registry), server_class=_Server, handler_class=_Quiet

@@ -145,6 +145,8 @@ class FakeArchive:
         self.associations = 0
         self.open = 0
         self.open_max = 0
+        self.endings: list[str] = []
+        """How each association ended: "released", or the name of the error."""
         self._got = 0
 
     @property
@@ -215,6 +217,10 @@ class FakeArchive:
         self.open_max = max(self.open_max, self.open)
         try:
             await serve_services(association, self.services())
+            self.endings.append("released")
+        except Exception as error:
+            self.endings.append(type(error).__name__)
+            raise
         finally:
             self.open -= 1
 

@@ -73,6 +73,7 @@ async def test_everything_arrives_once_and_a_second_run_moves_nothing(tmp_path: 
         assert summary.bytes == sum(i.length for i in instances)
         assert summary.exit_code == 0
         assert (told[-1].phase, told[-1].instances, told[-1].studies_done) == ("done", 14, 3)
+        assert set(old.endings) == set(new.endings) == {"released"}
 
         again = await run(options)
         assert (again.instances, again.already, again.failed) == (0, 14, 0)

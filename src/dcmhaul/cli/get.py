@@ -47,6 +47,8 @@ the level is missing, the matches are asked for by C-FIND first and retrieved by
 their UIDs; --as-typed sends the identifier untouched. +x= +xe +xs +xv ... say
 which transfer syntax is wanted first, +xi takes implicit VR alone; -x= -xe -xb
 -xi choose the syntax of the request.
+Ctrl-C once cancels by C-CANCEL and keeps what still comes, twice stops at once;
+the exit code is 130.
 
 \b
 Examples:
@@ -171,13 +173,34 @@ class _Get:
     def __init__(
         self, session: Session, settings: _Settings, count: TransferCount, sinks: SinkFactory | None
     ) -> None:
+        from dcmhaul.engine.scheduler import StopRequest
+
         self.session = session
         self.settings = settings
         self.count = count
         self.sinks = sinks
+        self.stop = StopRequest()
 
     async def run(self, typed: list[Identifier]) -> None:
         """Retrieves what the identifiers stand for."""
+        import trio
+
+        from dcmhaul.cli.stopping import stopping
+
+        async with stopping(self.session, self.stop):
+            asking = trio.CancelScope()
+            self.stop.on_request(asking.cancel)
+            units: list[Identifier] = []
+            with asking:
+                units, classes = await self._plan(typed)
+            if units:
+                with self.stop.cancel_scope:
+                    await self._retrieve_all(units, classes)
+            came = self.count.instances or any(self.session.codes)
+            if not self.stop.requested and not (units and came):
+                self._nothing()
+
+    async def _retrieve_all(self, units: list[Identifier], classes: list[str]) -> None:
         import trio
 
         from dcmhaul.cli.network import CountingObserver, counting
@@ -185,10 +208,6 @@ class _Get:
         from dcmhaul.net import NullObserver
 
         settings = self.settings
-        units, classes = await self._plan(typed)
-        if not units:
-            self._nothing()
-            return
         contexts = storage_contexts(classes, settings.preferred)
         pending = deque(units * settings.repeat)
         with counting(
@@ -203,8 +222,6 @@ class _Get:
                 nursery.cancel_scope.cancel()
         if pending:
             self.session.console.error(f"{len(pending)} requests were not made")
-        if not self.count.instances and not any(self.session.codes):
-            self._nothing()
 
     def _nothing(self) -> None:
         self.session.code(Exit.NOTHING_MATCHED)
@@ -311,7 +328,7 @@ class _Get:
                 extended=(models.relational(get_uid),) if settings.relational else (),
                 observer=observer,
             ) as association:
-                while pending:
+                while pending and not self.stop.requested:
                     await self._retrieve(association, storage, pending.popleft())
                 if settings.abort:
                     await association.abort()
@@ -336,6 +353,7 @@ class _Get:
             partial(encode_identifier, unit),
             storage.handle,
             on_pending=self._pending,
+            cancel=self.stop.event,
             seconds=settings.network.timeouts.get("dimse", GET_SECONDS),
         )
         self.session.begun = True
@@ -349,7 +367,7 @@ class _Get:
 
     def _final(self, response: GetResponse, refused_here: int) -> None:
         """Judges one C-GET. What the peer counts as failed holds what we refused ourselves."""
-        from dcmhaul.protocol.statuses import COERCION, SUCCESS, describe
+        from dcmhaul.protocol.statuses import CANCEL, COERCION, SUCCESS, describe
 
         console = self.session.console
         failed = max(response.failed or 0, len(response.failed_sop_instance_uids), refused_here)
@@ -368,6 +386,8 @@ class _Get:
                 console.error(f"{failed} sub-operations failed: {text}")
             else:
                 console.info(text)
+        elif response.status == CANCEL and self.stop.requested:
+            console.info(text)
         else:
             self.session.code(for_status(response.status) or Exit.PERMANENT)
             console.error(f"dcmhaul {self.session.name}: {text}")

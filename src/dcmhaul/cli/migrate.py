@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,6 @@ from dcmhaul.config import DEFAULT_AE_TITLE, Peer, parse_peer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    import trio
 
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.engine.scheduler import StopRequest
@@ -183,6 +180,8 @@ async def show_migration(
     """Runs `run(progress)` with its progress shown; Ctrl-C stops it gently, a second one at once."""
     import trio
 
+    from dcmhaul.cli.stopping import stopping
+
     seen: list[MigrationProgress] = []
 
     def progress(now: MigrationProgress) -> None:
@@ -202,16 +201,7 @@ async def show_migration(
             note=f"{now.studies_done}/{now.studies} studies",
         )
 
-    async def listen(task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for _ in signals:
-                if not stop.requested:
-                    session.console.warn("stopping: what is in flight is finished (again: at once)")
-                stop.request()
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: listen(task_status))
+    async with stopping(session, stop), trio.open_nursery() as nursery:
         nursery.start_soon(show_progress, session, look)
         summary = await run(progress)
         nursery.cancel_scope.cancel()

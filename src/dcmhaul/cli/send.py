@@ -23,7 +23,8 @@ from dcmhaul.errors import ConfigurationError, NoAcceptedContext
 if TYPE_CHECKING:
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Peer
-    from dcmhaul.engine.sender import SendPlan
+    from dcmhaul.engine.scheduler import StopRequest
+    from dcmhaul.engine.sender import SendGroup, SendPlan
     from dcmhaul.net import Association, Observer
     from dcmhaul.objects.sources import FailedEntry, SkippedEntry
     from dcmhaul.services.storage import StoreOutcome
@@ -38,7 +39,8 @@ _EPILOG = """\b
 Files that are not DICOM, and DICOMDIRs, are skipped; one failure does not stop
 the rest. A file's own transfer syntax is always proposed; -x= -xe -xb -xi -xd
 -xs -xy -xx -xv -xw -xt -xu -xr ... only say which contexts come first. Under
-the name storescu a folder needs +sd, and its subfolders +r.
+the name storescu a folder needs +sd, and its subfolders +r. Ctrl-C once
+finishes what is in flight, twice stops at once; the exit code is 130.
 
 \b
 Examples:
@@ -191,74 +193,92 @@ class _Send:
         self.settings = settings
         self.count = count
         self.planned: int | None = None
+        self.settled = 0
+        """Of the planned instances, those of which it is known how they ended."""
 
     async def run(self, paths: list[str]) -> None:
         """Looks at the files, then sends them."""
         import trio
 
         from dcmhaul.cli.network import counting
+        from dcmhaul.cli.stopping import stopping
+        from dcmhaul.engine.scheduler import StopRequest
         from dcmhaul.engine.sender import scan_files
 
         settings = self.settings
-        async with trio.open_nursery() as nursery:
+        stop = StopRequest()
+        scanning = trio.CancelScope()
+        stop.on_request(scanning.cancel)
+        async with stopping(self.session, stop), trio.open_nursery() as nursery:
             nursery.start_soon(show_progress, self.session, self._look)
-            plan = await scan_files(
-                paths,
-                recursive=settings.recursive,
-                files_only=settings.files_only,
-                report=self._entry,
-            )
-            self.planned = len(plan.paths) * settings.repeat
-            if plan.paths:
+            plan = None
+            with scanning:
+                plan = await scan_files(
+                    paths,
+                    recursive=settings.recursive,
+                    files_only=settings.files_only,
+                    report=self._entry,
+                )
+            if plan is not None and plan.paths:
+                self.planned = len(plan.paths) * settings.repeat
                 with counting(self.session, settings.metrics, settings.peer) as observer:
-                    await self._send(plan, observer)
-            elif not self.count.failed:
+                    await self._send(plan, observer, stop)
+            elif plan is not None and not self.count.failed:
                 self.session.console.error(f"dcmhaul {self.session.name}: no DICOM file to send")
                 self.session.code(Exit.NOTHING_MATCHED)
             nursery.cancel_scope.cancel()
 
-    async def _send(self, plan: SendPlan, observer: Observer | None) -> None:
+    async def _send(self, plan: SendPlan, observer: Observer | None, stop: StopRequest) -> None:
+        with stop.cancel_scope:
+            for group in plan.groups(self.settings.first):
+                if not stop.requested:
+                    await self._send_group(group, observer, stop)
+        assert self.planned is not None
+        unsent = self.planned - self.settled
+        if unsent:
+            self.count.failed += unsent
+            answered = " or not answered" if stop.cancel_scope.cancelled_caught else ""
+            self.session.console.error(f"{unsent} instances were not sent{answered}")
+
+    async def _send_group(
+        self, group: SendGroup, observer: Observer | None, stop: StopRequest
+    ) -> None:
         from dcmhaul.cli.network import association_request, socket_options, timeouts
         from dcmhaul.engine.pool import AssociationPool, PoolPolicy
         from dcmhaul.engine.sender import FileSender
 
         settings = self.settings
-        unsent = 0
-        for group in plan.groups(settings.first):
-            pool = AssociationPool(
-                settings.peer.host,
-                settings.peer.port,
-                policy=PoolPolicy(
-                    size=settings.associations,
-                    # All of them may be lost at once to one hiccup of the peer.
-                    failures_max=settings.associations + FAILURES_MAX - 1,
-                ),
-                timeouts=timeouts(settings.network),
-                options=socket_options(settings.network),
-                observer=observer,
-            )
-            sender = FileSender(
-                pool,
-                window=settings.window,
-                report=self._outcome,
-                report_entry=self._entry,
-                opened=self._opened,
-                abort=settings.abort,
-            )
-            request = association_request(
-                settings.network,
-                settings.peer,
-                group.contexts,
-                window=settings.window,
-                user_identity=settings.identity,
-            )
-            left = await sender.send(group, request, times=settings.repeat)
-            if sender.error is not None:
-                self.session.fail(sender.error)
-            unsent += left
-        if unsent:
-            self.count.failed += unsent
-            self.session.console.error(f"{unsent} instances were not sent")
+        pool = AssociationPool(
+            settings.peer.host,
+            settings.peer.port,
+            policy=PoolPolicy(
+                size=settings.associations,
+                # All of them may be lost at once to one hiccup of the peer.
+                failures_max=settings.associations + FAILURES_MAX - 1,
+            ),
+            timeouts=timeouts(settings.network),
+            options=socket_options(settings.network),
+            observer=observer,
+        )
+        sender = FileSender(
+            pool,
+            window=settings.window,
+            report=self._outcome,
+            report_entry=self._entry,
+            opened=self._opened,
+            abort=settings.abort,
+            stop=stop,
+        )
+        request = association_request(
+            settings.network,
+            settings.peer,
+            group.contexts,
+            window=settings.window,
+            user_identity=settings.identity,
+        )
+        await sender.send(group, request, times=settings.repeat)
+        if sender.error is not None:
+            self.session.fail(sender.error)
 
     def _opened(self, association: Association) -> None:
         from dcmhaul.cli.network import check_agreement
@@ -276,6 +296,7 @@ class _Send:
         )
 
     def _outcome(self, outcome: StoreOutcome) -> None:
+        self.settled += 1
         if outcome.status is not None:
             self.session.begun = True
             self.count.operation(time.perf_counter(), outcome.seconds)
@@ -314,6 +335,7 @@ class _Send:
     def _entry(self, entry: SkippedEntry | FailedEntry) -> None:
         from dcmhaul.objects.sources import FailedEntry
 
+        self.settled += self.planned is not None
         if isinstance(entry, FailedEntry):
             self.count.failed += 1
             self._failed(entry.path, Exit.PERMANENT, str(entry.error), None)

@@ -281,7 +281,7 @@ class SharedAssociations:
         self._send, self._receive = trio.open_memory_channel[_Call](0)
 
     async def serve(self) -> None:
-        """Serves until it is cancelled; as many associations as the pool is large."""
+        """Serves until `finish`, or until it is cancelled; as many associations as the pool is large."""
         async with trio.open_nursery() as nursery:
             for _ in range(self._pool.policy.size):
                 nursery.start_soon(self._serve_one)
@@ -298,21 +298,32 @@ class SharedAssociations:
             raise call.error
         return cast("T", call.result)
 
+    def finish(self) -> None:
+        """There are no more calls: associations that are idle are released."""
+        self._send.close()
+
     async def _serve_one(self) -> None:
-        call: _Call | None = None
-        while True:
-            if call is None:
-                call = await self._receive.receive()
+        call = await self._next()
+        while call is not None:
             try:
                 async with self._pool.association(self._request) as association:
                     while call is not None:
                         await self._run(call, association)
                         call = None
                         with trio.move_on_after(self._idle_seconds):
-                            call = await self._receive.receive()
+                            call = await self._next()
             except ASSOCIATION_ERRORS as error:
                 if call is not None and call.failed(error):
                     call = None
+            if call is None:
+                call = await self._next()
+
+    async def _next(self) -> _Call | None:
+        """What somebody waits for; None once there are no more calls."""
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            return None
 
     async def _run(self, call: _Call, association: Association) -> None:
         """Raises only what ends the association; then the call is not done."""

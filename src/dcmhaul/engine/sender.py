@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from dcmhaul.engine.pool import ASSOCIATION_ERRORS, AssociationPool, PoolExhausted
-from dcmhaul.engine.scheduler import flat_nursery
+from dcmhaul.engine.scheduler import StopRequest, flat_nursery
 from dcmhaul.errors import DcmhaulError, UnreadableInstance
 from dcmhaul.objects.part10 import FileInstance, glance_at
 from dcmhaul.objects.sources import (
@@ -139,7 +139,7 @@ class FileSender:
     report hears of every instance that was taken, `report_entry` of files that could not be opened
     any more; `opened` of each association, and may refuse it by raising. An association that breaks
     is replaced as long as the pool allows; what was outstanding on it is reported, not repeated.
-    abort: associations end by A-ABORT instead of A-RELEASE.
+    abort: associations end by A-ABORT instead of A-RELEASE. stop: once requested nothing more is taken.
     """
 
     def __init__(
@@ -151,8 +151,12 @@ class FileSender:
         report_entry: Callable[[SkippedEntry | FailedEntry], None],
         opened: Callable[[Association], None],
         abort: bool = False,
+        stop: StopRequest | None = None,
     ) -> None:
         self._pool = pool
+        self._stop = stop if stop is not None else StopRequest()
+        self._opening: set[trio.CancelScope] = set()
+        self._stop.on_request(self._open_no_more)
         self._window = window
         self._report = report
         self._report_entry = report_entry
@@ -163,9 +167,9 @@ class FileSender:
         self.error: DcmhaulError | None = None
 
     async def send(self, group: SendGroup, request: AssociationRequest, *, times: int = 1) -> int:
-        """Sends the group; returns how many files were never taken, because the peer was given up.
+        """Sends the group; returns how many files were never taken.
 
-        `error` is then what it was given up for.
+        That is because the peer was given up, and `error` is what for, or because of a stop.
         """
         paths = chain.from_iterable(repeat(group.paths, times))
         source = FileSource(paths, report=self._missed)
@@ -177,14 +181,18 @@ class FileSender:
 
     async def _work(self, source: FileSource, request: AssociationRequest) -> None:
         # Counted, not waited for: an association that broke under the last file needs no other.
-        while self._taken < self._total:
+        while self._taken < self._total and not self._stop.requested:
+            opening = trio.CancelScope()
+            self._opening.add(opening)
             try:
-                async with self._pool.association(request) as association:
-                    self._opened(association)
-                    scu = StorageScu(association, window=self._window)
-                    await scu.run(partial(self._take, source), self._answered)
-                    if self._abort:
-                        await association.abort()
+                with opening:
+                    async with self._pool.association(request) as association:
+                        self._opening.discard(opening)
+                        self._opened(association)
+                        scu = StorageScu(association, window=self._window)
+                        await scu.run(partial(self._take, source), self._answered)
+                        if self._abort:
+                            await association.abort()
             except PoolExhausted as exc:
                 self.error = exc.cause
                 return
@@ -194,8 +202,17 @@ class FileSender:
             except UnreadableInstance:
                 # A file shrank under its message, which could only be aborted; it was reported.
                 continue
+            finally:
+                self._opening.discard(opening)
+
+    def _open_no_more(self) -> None:
+        """Who waits for an association has nothing in flight."""
+        for opening in self._opening:
+            opening.cancel()
 
     async def _take(self, source: FileSource) -> FileInstance | None:
+        if self._stop.requested:
+            return None
         instance = await source.take()
         if instance is not None:
             self._taken += 1

@@ -329,7 +329,9 @@ class _Migration:
                 self._nursery.start_soon(self._prepare_all)
                 self._nursery.start_soon(self._transfer_all)
                 self._nursery.start_soon(self._verify_all)
-            services.cancel_scope.cancel()
+            for queries in (self._source_queries, self._destination_queries):
+                if queries is not None:
+                    queries.finish()
 
     # -- inventory ----------------------------------------------------------------------------------
 

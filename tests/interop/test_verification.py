@@ -10,11 +10,13 @@ import trio
 
 from dcmhaul.config import Peer
 from dcmhaul.migrate import MigrateOptions, MigrationSummary, migrate
+from dcmhaul.migrate.check import CheckOptions, check
 from tests.archive.made import real_files
 from tests.archive.serving import AE_TITLE, serving
 from tests.interop import peers
 
 if TYPE_CHECKING:
+    from collections import Counter
     from pathlib import Path
 
 # Of pydicom's files: uncompressed, so that every archive takes them; one is implicit.
@@ -53,6 +55,14 @@ def there(port: int, title: str) -> Peer:
     return Peer(host="127.0.0.1", port=port, ae_title=title)
 
 
+async def compared(source: Path, destination: Peer) -> tuple[Counter[str], int]:
+    """`check --digest` of both ends: symbols, exit code."""
+    options = CheckOptions(source=source, destination=destination, digest=True)
+    with trio.fail_after(60):
+        summary = await check(options, lambda _line: None)
+    return summary.counts, summary.exit_code
+
+
 def change_patient(path: Path) -> None:
     argv = [peers.require("dcmodify"), "-nb", "-m", "PatientID=CHANGED", str(path)]
     subprocess.run(argv, check=True, capture_output=True)
@@ -62,6 +72,7 @@ async def test_our_archive_gives_back_the_same_bytes(tmp_path: Path) -> None:
     source, count = folder(tmp_path)
     async with serving(tmp_path / "archive") as served:
         summary = await run(tmp_path, source, there(served.port, AE_TITLE))
+        assert await compared(source, there(served.port, AE_TITLE)) == ({"=": count}, 0)
     assert count > 5
     assert (summary.same_bytes, summary.instances, summary.exit_code) == (count, count, 0)
 
@@ -72,6 +83,7 @@ async def test_orthanc(tmp_path: Path, orthanc: peers.Server) -> None:
     assert (summary.instances, summary.exit_code) == (count, 0), summary.failures
     assert summary.same_bytes + summary.same_content == count
     assert summary.same_bytes > 0
+    assert await compared(source, there(orthanc.port, orthanc.aet)) == ({"=": count}, 0)
 
 
 async def test_dcmqrscp(tmp_path: Path, dcmqrscp: peers.Server) -> None:
@@ -80,6 +92,7 @@ async def test_dcmqrscp(tmp_path: Path, dcmqrscp: peers.Server) -> None:
     assert (summary.instances, summary.exit_code) == (count, 0), summary.failures
     assert summary.same_bytes + summary.same_content == count
     assert summary.same_content > 0  # lengths that DCMTK writes in its own way
+    assert await compared(source, there(dcmqrscp.port, dcmqrscp.aet)) == ({"=": count}, 0)
 
 
 async def test_what_changed_in_dcmqrscp_is_found(tmp_path: Path, dcmqrscp: peers.Server) -> None:
@@ -92,3 +105,5 @@ async def test_what_changed_in_dcmqrscp_is_found(tmp_path: Path, dcmqrscp: peers
     assert (summary.instances, summary.already, summary.altered) == (0, count, 1)
     assert "(0010,0020) PatientID" in summary.differences[0].differences
     assert summary.exit_code == 11
+    found = await compared(source, there(dcmqrscp.port, dcmqrscp.aet))
+    assert found == ({"=": count - 1, "*": 1}, 11)

@@ -31,6 +31,7 @@ VERBS = {
     "receive": "Storage SCP: take instances into a folder, or discard them",
     "archive": "an embedded archive: stores, answers queries, sends back",
     "migrate": "move studies from one archive or folder to another",
+    "check": "compare what two archives or folders hold",
     "jobs": "what a ledger knows of migrations: what ran, how far each is",
     "report": "what a job moved, what failed and why, as html, json, csv or md",
     "synth": "write synthetic studies",

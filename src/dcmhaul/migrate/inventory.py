@@ -26,7 +26,7 @@ from dcmhaul.services.query import QueryModel, find
 from dcmhaul.wire._elements import ElementFault, ElementWalker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
 
     from dcmhaul.net import Association
@@ -135,7 +135,7 @@ def _text(dataset: Dataset, keyword: str) -> str:
 async def find_studies(
     association: Association, keys: Dataset
 ) -> AsyncGenerator[StudyListing, None]:
-    """Every study that the filter selects, each once although a source may repeat one. To be closed."""
+    """Every study that the filter selects; a source may repeat one. To be closed."""
     identifier = Dataset()
     for keyword in ("StudyDate", "ModalitiesInStudy", "NumberOfStudyRelatedInstances"):
         setattr(identifier, keyword, None)
@@ -143,13 +143,11 @@ async def find_studies(
     for element in keys:
         identifier[element.tag] = element
     identifier.QueryRetrieveLevel = "STUDY"
-    seen: set[str] = set()
     async with aclosing(_find(association, identifier)) as matches:
         async for match in matches:
             uid = match[_STUDY_INSTANCE]
-            if not uid or uid in seen:
+            if not uid:
                 continue
-            seen.add(uid)
             count = match[_STUDY_INSTANCES]
             yield StudyListing(
                 study_instance_uid=uid,
@@ -281,8 +279,8 @@ class FolderInventory:
     def selects_by_modality(self) -> bool:
         return self._modalities is not None
 
-    async def batches(self) -> AsyncIterator[list[FolderFinding | Exclusion]]:
-        """What the files are, some hundred at a time; the disk is read in a thread."""
+    async def batches(self) -> AsyncGenerator[list[FolderFinding | Exclusion], None]:
+        """What the files are, some hundred at a time; the disk is read in a thread. To be closed."""
         paths = candidates([self._folder])
         while True:
             batch = await trio.to_thread.run_sync(self._next, paths)

@@ -63,26 +63,27 @@ async def list_folder(
     inventory = FolderInventory(folder, keys)
     await ledger.forget_exclusions(run_id)
     modalities: dict[int, set[str]] = {}
-    async for batch in inventory.batches():
-        exclusions = [entry for entry in batch if isinstance(entry, Exclusion)]
-        by_study: dict[str, list[FolderFinding]] = {}
-        for entry in batch:
-            if isinstance(entry, FolderFinding):
-                by_study.setdefault(entry.study_instance_uid, []).append(entry)
-        listings = [
-            StudyListing(study_instance_uid=uid, date=found[0].date, modality=found[0].modality)
-            for uid, found in by_study.items()
-        ]
-        await ledger.add_studies(run_id, listings)
-        ids = await ledger.study_ids(run_id, list(by_study))
-        for uid, found in by_study.items():
-            modalities.setdefault(ids[uid], set()).update(f.modality for f in found)
-            exclusions += await _add(folder, ledger, ids[uid], found)
-        await ledger.add_exclusions(run_id, exclusions)
-        for exclusion in exclusions:
-            if exclusion.kind == "skipped":  # the others stand in the summary
-                tracker.notice(f"skipped: {exclusion.locator}: {exclusion.reason}")
-        tracker.listed(len(by_study))
+    async with aclosing(inventory.batches()) as batches:
+        async for batch in batches:
+            exclusions = [entry for entry in batch if isinstance(entry, Exclusion)]
+            by_study: dict[str, list[FolderFinding]] = {}
+            for entry in batch:
+                if isinstance(entry, FolderFinding):
+                    by_study.setdefault(entry.study_instance_uid, []).append(entry)
+            listings = [
+                StudyListing(study_instance_uid=uid, date=found[0].date, modality=found[0].modality)
+                for uid, found in by_study.items()
+            ]
+            await ledger.add_studies(run_id, listings)
+            ids = await ledger.study_ids(run_id, list(by_study))
+            for uid, found in by_study.items():
+                modalities.setdefault(ids[uid], set()).update(f.modality for f in found)
+                exclusions += await _add(folder, ledger, ids[uid], found)
+            await ledger.add_exclusions(run_id, exclusions)
+            for exclusion in exclusions:
+                if exclusion.kind == "skipped":  # the others stand in the summary
+                    tracker.notice(f"skipped: {exclusion.locator}: {exclusion.reason}")
+            tracker.listed(len(by_study))
     unwanted = [
         study_id
         for study_id, found_modalities in modalities.items()

@@ -41,7 +41,7 @@ __all__ = [
     "Reader",
     "Reading",
     "compare_readings",
-    "differing_elements",
+    "name_differences",
 ]
 
 ATTEMPTS: Final = 3
@@ -111,7 +111,7 @@ def _syntaxes(source: Reading, destination: Reading) -> str:
     return f"{names[0]} became {names[1]}"
 
 
-def differing_elements(source: Reading, destination: Reading) -> str:
+def _differing_elements(source: Reading, destination: Reading) -> str:
     """The tags in which two datasets differ, without values; "" where that is not known."""
     if source.elements is None or destination.elements is None:
         return ""
@@ -124,6 +124,31 @@ def differing_elements(source: Reading, destination: Reading) -> str:
     if len(tags) > NAMED_TAGS_MAX:
         names.append(f"{len(tags) - NAMED_TAGS_MAX} more")
     return ", ".join(names)
+
+
+async def name_differences(
+    source: Reader,
+    destination: Reader,
+    study_uid: str,
+    study: tuple[Mapping[str, ExpectedInstance], Mapping[str, ExpectedInstance]],
+    wanted: Collection[str],
+) -> dict[str, str]:
+    """Reads both ends once more: by UID the tags that differ, as far as that can be known.
+
+    study: as the source and as the destination list it.
+    """
+    if not wanted:
+        return {}
+    try:
+        ours = await source.read(study_uid, study[0], wanted, elements=True)
+        theirs = await destination.read(study_uid, study[1], wanted, elements=True)
+    except CannotBeRead:
+        return {}
+    return {
+        uid: _differing_elements(ours[uid], theirs[uid])
+        for uid in wanted
+        if uid in ours and uid in theirs
+    }
 
 
 # -- from a peer ----------------------------------------------------------------------------------------

@@ -339,6 +339,12 @@ def _record(account: JobAccount) -> dict[str, object]:
             "altered": totals.altered,
             "not_read": totals.not_read,
         },
+        **_lists(account),
+    }
+
+
+def _lists(account: JobAccount) -> dict[str, object]:
+    return {
         "reasons": [
             {
                 "count": r.count,

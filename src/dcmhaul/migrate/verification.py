@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from dcmhaul.migrate.plan import is_sampled
-from dcmhaul.migrate.readback import CannotBeRead, Reading, compare_readings, differing_elements
+from dcmhaul.migrate.readback import CannotBeRead, Reading, compare_readings, name_differences
 from dcmhaul.migrate.tables import CHECKED_SAME, CheckResult, CheckRow
 from dcmhaul.migrate.verify import CannotBeAsked, compare
 
@@ -175,19 +175,11 @@ class Verifier:
             for check in checks
             if check.result in (CheckResult.DIFFERS, CheckResult.COERCED) and check.content
         ][: self._to_name]
-        if not wanted:
-            return checks
         self._to_name -= len(wanted)
-        uid = work.study_instance_uid
-        try:
-            ours = await self._source.read(uid, study, wanted, elements=True)
-            theirs = await self._destination.read(uid, study, wanted, elements=True)
-        except CannotBeRead:
-            return checks
-        return [
-            _with_tags(check, ours.get(check.sop_instance_uid), theirs.get(check.sop_instance_uid))
-            for check in checks
-        ]
+        names = await name_differences(
+            self._source, self._destination, work.study_instance_uid, (study, study), wanted
+        )
+        return [_with_tags(check, names.get(check.sop_instance_uid)) for check in checks]
 
 
 def _as_recorded(work: StudyWork, rows: Mapping[str, DigestRow]) -> dict[str, ExpectedInstance]:
@@ -219,10 +211,8 @@ def _check(uid: str, source: Reading | None, destination: Reading | None) -> Che
     )
 
 
-def _with_tags(check: CheckRow, ours: Reading | None, theirs: Reading | None) -> CheckRow:
-    if ours is None or theirs is None:
+def _with_tags(check: CheckRow, tags: str | None) -> CheckRow:
+    if not tags:
         return check
-    if tags := differing_elements(ours, theirs):
-        text = f"{check.differences}: {tags}" if check.differences else tags
-        return replace(check, differences=text)
-    return check
+    text = f"{check.differences}: {tags}" if check.differences else tags
+    return replace(check, differences=text)

@@ -20,7 +20,8 @@ class ScriptedScp:
     """`answer` gets each whole message of ours, `early` each command before its dataset has come.
 
     Both return the octets to send, None to read nothing more, and get the running number of the message,
-    from 1. drops_windows: closes the connection at a request for an asynchronous operations window.
+    from 1. length: the maximum length that it announces. drops_windows: closes the connection at a
+    request for an asynchronous operations window.
     """
 
     def __init__(
@@ -29,17 +30,23 @@ class ScriptedScp:
         *,
         early: Callable[[int, dict[str, Any]], bytes] = lambda _n, _command: b"",
         window: int = 1,
+        length: int = 16384,
         drops_windows: bool = False,
     ) -> None:
         self.port = 0
         self.answer = answer
         self.early = early
         self.window = window
+        self.length = length
         self.drops_windows = drops_windows
         self.requests: list[dict[str, Any]] = []
         """Of each A-ASSOCIATE-RQ, its user information."""
         self.commands: list[dict[str, Any]] = []
-        self.dataset_lengths: list[int] = []
+        self.datasets: list[bytearray] = []
+        """Of each command, what came after it."""
+        self.fragments: list[int] = []
+        """Lengths of the fragments of datasets."""
+        self.longest_pdu = 0
         self.mixed_pdus = 0
         """P-DATA-TFs that hold a command and a dataset."""
         self.ends: list[tuple[int, ...]] = []
@@ -83,6 +90,7 @@ class ScriptedScp:
                 return (5,)
             if pdu_type != 4:
                 return (pdu_type, *body[2:4])
+            self.longest_pdu = max(self.longest_pdu, len(body))
             pdvs = codec.decode_pdu(pdu_type, body)["pdvs"]
             self.mixed_pdus += len({value["is_command"] for value in pdvs}) > 1
             for value in pdvs:
@@ -94,12 +102,13 @@ class ScriptedScp:
                         fields["context_id"] = value["context_id"]
                         command.clear()
                         self.commands.append(fields)
-                        self.dataset_lengths.append(0)
+                        self.datasets.append(bytearray())
                         answer = self.early(len(self.commands), fields)
                         if fields["CommandDataSetType"] == 0x0101:
                             answer = self.answer(len(self.commands), fields)
                 else:
-                    self.dataset_lengths[-1] += len(value["fragment"])
+                    self.datasets[-1] += value["fragment"]
+                    self.fragments.append(len(value["fragment"]))
                     if value["is_last"]:
                         answer = self.answer(len(self.commands), fields)
                 if answer is None:
@@ -123,7 +132,7 @@ class ScriptedScp:
         if rq["user_information"]["async_window"] is not None:
             sub_items.append(item(0x53, big(self.window, 2) + big(self.window, 2)))
         fields = big(1, 2) + bytes(2) + octets.title(b"PEER") + octets.title(b"OURS") + bytes(32)
-        user = octets.user_information(*sub_items)
+        user = octets.user_information(*sub_items, length=self.length)
         return pdu(2, fields + octets.APPLICATION_CONTEXT + contexts + user)
 
 

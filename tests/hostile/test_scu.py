@@ -189,7 +189,7 @@ async def test_row_65_a_response_before_its_dataset_has_ended() -> None:
     async with running(scp):
         await send(scp, 2, outcomes, size=size)
         assert await ended(scp) == RELEASED
-    assert scp.dataset_lengths == [size, size]
+    assert [len(dataset) for dataset in scp.datasets] == [size, size]
     assert [outcome.status for outcome in outcomes] == [0xA700, 0xA700]
 
 

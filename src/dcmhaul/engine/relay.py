@@ -315,6 +315,8 @@ class _Forward:
         self._message_id = 0
         self._error: DcmhaulError | None = None
         self._reported = False
+        self._early: StoreReply | None = None
+        """A response that came before the whole instance had left; it counts once that is done."""
         self._done = trio.Event()
         self._reply = StoreReply(status=OUT_OF_RESOURCES, error_comment="the destination was lost")
 
@@ -408,6 +410,8 @@ class _Forward:
             self._check_destination()
             self.due_from = trio.current_time()
             self._destination._set_deadline()
+            if self._early is not None:
+                self.answered(self._early)
         except ASSOCIATION_ERRORS as error:
             await self._broke(error)
 
@@ -444,7 +448,10 @@ class _Forward:
         await destination._abort(self._writer)
 
     def answered(self, reply: StoreReply) -> None:
-        """The response came. One that came before we had sent everything refuses the instance."""
+        """The response came."""
+        if self.due_from is None:
+            self._early = reply
+            return
         self._reply = reply
         self._report(self.outcome(reply=reply))
         self._done.set()

@@ -425,6 +425,9 @@ class Association:
         if self._ended:
             await self.close(self.timeouts.artim)
             return
+        if self._upper.poisoned is not None or self._upper.state is not State.DATA_TRANSFER:
+            await self.abort()  # it was broken before, by either side
+            return
         try:
             await self.flush()
             self._upper.request_release()

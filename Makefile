@@ -55,6 +55,7 @@ check: $(VENV)/.check
 bench: $(VENV)/.test
 	$(BIN)/python -m bench.loopback
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.startup
 
 # FUZZ_SECONDS (60) for each target, or for FUZZ_TARGET alone.

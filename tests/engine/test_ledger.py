@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import trio
 
 from dcmhaul.errors import ConfigurationError
-from dcmhaul.migrate import upgrades
+from dcmhaul.migrate import bulk, upgrades
 from dcmhaul.migrate.ledger import open_ledger
 from dcmhaul.migrate.plan import JobIdentity
 from dcmhaul.migrate.tables import (
@@ -178,6 +178,54 @@ async def test_a_study_is_never_closed_before_its_instances(
             await ledger.close_study(study_id, StudyState.DONE)
         with sqlite3.connect(tmp_path / "ledger.db") as plain:
             assert plain.execute("SELECT n_dst, bytes FROM study").fetchone() == (2, 200)
+
+
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 250])
+async def test_rows_in_any_number(tmp_path: Path, count: int) -> None:
+    """They go a hundred a statement, and what is left one by one."""
+    uids = [f"9.{n}" for n in range(count)]
+    async with open_ledger(url(tmp_path)) as ledger:
+        run_id, study_id = await one_study(ledger, uids)
+        assert len(await ledger.instances(study_id)) == count
+        # Listed once more they stay as they are.
+        await ledger.add_instances(study_id, [expected(uid) for uid in uids], running=True)
+        for uid in uids:
+            ledger.record(acknowledged(study_id, uid))
+        # Of two results within one transaction the later one counts, and a syntax that is known stays.
+        ledger.record(
+            InstanceResult(
+                study_id=study_id,
+                sop_instance_uid=uids[-1],
+                state=InstanceState.FAILED,
+                retryable=True,
+                comment="after all",
+            )
+        )
+        await ledger.close_study(study_id, StudyState.PARTIAL)
+        totals = await ledger.totals(run_id)
+        assert (totals.acked, totals.failed, totals.failed_retryable) == (count - 1, 1, 1)
+        rows = {row.expected.sop_instance_uid: row for row in await ledger.instances(study_id)}
+        syntaxes = {row.expected.transfer_syntax_uid for row in rows.values()}
+        assert syntaxes == ({"1.2.840.10008.1.2", ""} if count > 1 else {""})
+        assert rows[uids[-1]].state is InstanceState.FAILED
+        with sqlite3.connect(tmp_path / "ledger.db") as plain:
+            study = plain.execute(
+                "SELECT n_src, n_dst, bytes, state, attempts FROM study"
+            ).fetchone()
+        assert study == (count, count - 1, (count - 1) * 100 or None, StudyState.PARTIAL, 0)
+
+
+async def test_rows_where_sqlite_cannot_update_from_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "_UPDATES_FROM_VALUES", False)
+    async with open_ledger(url(tmp_path)) as ledger:
+        uids = [f"9.{n}" for n in range(150)]
+        run_id, study_id = await one_study(ledger, uids)
+        for uid in uids:
+            ledger.record(acknowledged(study_id, uid))
+        await ledger.flush()
+        assert (await ledger.totals(run_id)).acked == 150
 
 
 async def test_studies_that_are_closed_at_once_share_a_commit(tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ def test_loopback_measures_every_pair() -> None:
     assert "not measured" not in text
 
 
+def test_ledger_measures_with_and_without() -> None:
+    text = bench("ledger")
+    for case in ("offered 10 000/s", "full speed"):
+        for title in (f"{case}, without a ledger", f"{case}, two writes an instance"):
+            assert float(cells(text, title)[1].replace(",", "")) > 0
+
+
 def test_memory_measures_every_process() -> None:
     text = bench("memory")
     for process in ("send", "receive --discard", "archive, storing", "migrate (relay)"):

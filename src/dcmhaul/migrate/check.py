@@ -169,6 +169,9 @@ class _End(Protocol):
     async def instances(self, study_uid: str, hint: int | None) -> dict[str, ExpectedInstance]:
         """What it holds of a study, whether the filter selects it or not."""
 
+    def finish(self) -> None:
+        """Nothing more is asked."""
+
 
 class _PeerEnd:
     """A peer, asked by C-FIND, read by C-GET."""
@@ -234,6 +237,9 @@ class _PeerEnd:
             found = await self._ask(study_uid, hint)
         return {instance.sop_instance_uid: instance for instance in found}
 
+    def finish(self) -> None:
+        self.queries.finish()
+
     async def _ask(self, study_uid: str, hint: int | None) -> list[ExpectedInstance]:
         return await self.queries.call(
             lambda association: self._query.instances(association, study_uid, hint)
@@ -279,6 +285,9 @@ class _FolderEnd:
 
     async def instances(self, study_uid: str, hint: int | None) -> dict[str, ExpectedInstance]:
         return await self._spool.instances(self._number, study_uid)
+
+    def finish(self) -> None:
+        """It holds nothing open."""
 
 
 Found = tuple["dict[str, ExpectedInstance]", "dict[str, ExpectedInstance]"]

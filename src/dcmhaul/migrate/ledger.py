@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,13 @@ from dcmhaul import crash
 from dcmhaul.database import SchemaMismatch, open_database
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import ConfigurationError
+from dcmhaul.migrate.bulk import (
+    BEGIN_STUDY,
+    CLOSE_STUDY,
+    COUNT_STUDY,
+    insert_instances,
+    update_instances,
+)
 from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity
 from dcmhaul.migrate.queries import (
     open_run,
@@ -30,13 +36,11 @@ from dcmhaul.migrate.queries import (
     read_studies,
     read_totals,
     read_verified_levels,
-    update_result,
     write_checks,
     write_event,
 )
 from dcmhaul.migrate.tables import (
     EXCLUSION,
-    HELD_STATES,
     INSTANCE,
     METADATA,
     NO_UID,
@@ -91,7 +95,7 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._pending: list[InstanceResult] = []
-        self._also: list[sa.Executable] = []
+        self._closed: list[dict[str, Any]] = []
         self._flushing = trio.StrictFIFOLock()
         self._asked = 0
         self._written = 0
@@ -99,14 +103,8 @@ class Ledger:
         self._drained = trio.Event()
         self._uids: dict[str, int] = {"": NO_UID}
         self._uid_texts: dict[int, str] = {NO_UID: ""}
-        self._sqlite = database.url.get_backend_name() == "sqlite"
-        self._insert = sqlite.insert if self._sqlite else postgresql.insert
-        self._update_result = update_result()
-        # Once an instance: compiled here, so that the writer's thread does not take the interpreter
-        # from the data plane for it.
-        compiled = self._update_result.compile(dialect=sqlite.dialect())
-        self._update_result_sql = str(compiled)
-        self._update_result_row = itemgetter(*(compiled.positiontup or ()))
+        on_sqlite = database.url.get_backend_name() == "sqlite"
+        self._insert = sqlite.insert if on_sqlite else postgresql.insert
 
     # -- runs --------------------------------------------------------------------------------------
 
@@ -184,25 +182,24 @@ class Ledger:
             | {i.transfer_syntax_uid for i in instances}
         )
         now = _now()
-        statement = self._insert(INSTANCE).on_conflict_do_nothing()
-        rows = [
-            {
-                "study_id": study_id,
-                "sop_uid": instance.sop_instance_uid,
-                "class_id": self._uids[instance.sop_class_uid],
-                "ts_id": self._uids[instance.transfer_syntax_uid],
-                "series_id": self._uids[instance.series_instance_uid],
-                "state": InstanceState.SEEN,
-                "locator": instance.locator or None,
-                "updated": now,
-            }
+        uids, seen = self._uids, int(InstanceState.SEEN)
+        rows = [  # bulk.INVENTORY
+            (
+                study_id,
+                instance.sop_instance_uid,
+                uids[instance.sop_class_uid],
+                uids[instance.transfer_syntax_uid],
+                uids[instance.series_instance_uid],
+                seen,
+                instance.locator or None,
+                now,
+            )
             for instance in instances
         ]
 
         def add(connection: Connection) -> list[ExpectedInstance]:
             again: list[ExpectedInstance] = []
-            if rows:
-                connection.execute(statement, rows)
+            insert_instances(connection, rows)
             located = [instance for instance in instances if instance.locator]
             if located:
                 found = {
@@ -215,27 +212,18 @@ class Ledger:
                     )
                 }
                 again = [i for i in located if found[i.sop_instance_uid] != i.locator]
-            count = connection.execute(
-                sa.select(sa.func.count()).where(INSTANCE.c.study_id == study_id)
-            ).scalar_one()
-            values: dict[str, Any] = {"n_src": count}
+            connection.execute(COUNT_STUDY, {"b_study": study_id})
             if running:
-                values["state"] = StudyState.RUNNING
-            connection.execute(STUDY.update().where(STUDY.c.id == study_id).values(values))
+                connection.execute(BEGIN_STUDY, {"b_study": study_id, "b_attempts": 0})
             return again
 
         return await self._database.submit(add)
 
     async def begin_study(self, study_id: int) -> None:
         """The durable fact before a transfer; its attempts are counted."""
+        parameters = {"b_study": study_id, "b_attempts": 1}
         await self._database.submit(
-            lambda connection: _discard(
-                connection.execute(
-                    STUDY.update()
-                    .where(STUDY.c.id == study_id)
-                    .values(state=StudyState.RUNNING, attempts=STUDY.c.attempts + 1)
-                )
-            )
+            lambda connection: _discard(connection.execute(BEGIN_STUDY, parameters))
         )
 
     async def exclude_studies(self, study_ids: Sequence[int], reason: str) -> None:
@@ -354,19 +342,12 @@ class Ledger:
     ) -> None:
         """Everything recorded so far and the state of the study, in one commit."""
         await self._flush(
-            STUDY.update()
-            .where(STUDY.c.id == study_id)
-            .values(
-                state=state,
-                comment=comment,
-                last_status=last_status,
-                n_dst=sa.select(sa.func.count())
-                .where(INSTANCE.c.study_id == study_id, INSTANCE.c.state.in_(list(HELD_STATES)))
-                .scalar_subquery(),
-                bytes=sa.select(sa.func.sum(INSTANCE.c.len))
-                .where(INSTANCE.c.study_id == study_id, INSTANCE.c.state.in_(list(HELD_STATES)))
-                .scalar_subquery(),
-            )
+            {
+                "b_study": study_id,
+                "b_state": int(state),
+                "b_comment": comment,
+                "b_status": last_status,
+            }
         )
 
     async def verified(self, study_id: int, level: str) -> None:
@@ -448,12 +429,13 @@ class Ledger:
                 await self._full.wait()
             await self._flush()
 
-    async def _flush(self, *also: sa.Executable) -> None:
-        """Everything recorded so far and `also`, in one transaction; who waits meanwhile shares the next.
+    async def _flush(self, *closed: dict[str, Any]) -> None:
+        """Everything recorded so far and studies that are closed (parameters of CLOSE_STUDY), in one
+        transaction; who waits meanwhile shares the next.
 
         One transaction at a time: a study must not be closed before the results of its instances.
         """
-        self._also.extend(also)
+        self._closed.extend(closed)
         self._asked += 1
         asked = self._asked
         async with self._flushing:
@@ -466,21 +448,19 @@ class Ledger:
             await self._learn_uids(unknown)
         asked = self._asked
         pending, self._pending = self._pending, []
-        also, self._also = self._also, []
+        closed, self._closed = self._closed, []
         self._full = trio.Event()
-        if pending or also:
+        if pending or closed:
             now = _now()
             rows = [self._row(result, now) for result in pending]
             if crash.armed and rows:
                 crash.passed("ledger.before_ack")
             try:
-                await self._database.submit(
-                    lambda connection: self._execute(connection, rows, also)
-                )
+                await self._database.submit(lambda connection: _execute(connection, rows, closed))
             except BaseException:
                 # Cancelled, it may have been written or not; written again it says the same.
                 self._pending[:0] = pending
-                self._also[:0] = also
+                self._closed[:0] = closed
                 raise
             if crash.armed and rows:
                 crash.passed("ledger.after_ack")
@@ -488,33 +468,23 @@ class Ledger:
         self._drained = trio.Event()
         return asked
 
-    def _row(self, result: InstanceResult, now: int) -> dict[str, Any]:
-        return {
-            "b_study": result.study_id,
-            "b_sop": result.sop_instance_uid,
-            "b_state": result.state,
-            "b_ts": self._uids[result.transfer_syntax_uid] or None,
-            "b_len": result.length,
-            "b_sha": result.sha256,
-            "b_content": result.content.content if result.content else None,
-            "b_coercible": result.content.coercible if result.content else None,
-            "b_status": result.status,
-            "b_retryable": result.retryable,
-            "b_comment": result.comment,
-            "b_updated": now,
-        }
-
-    def _execute(
-        self, connection: Connection, rows: list[dict[str, Any]], also: Iterable[sa.Executable]
-    ) -> None:
-        if rows and self._sqlite:
-            connection.exec_driver_sql(
-                self._update_result_sql, [self._update_result_row(row) for row in rows]
-            )
-        elif rows:
-            connection.execute(self._update_result, rows)
-        for statement in also:
-            connection.execute(statement)
+    def _row(self, result: InstanceResult, now: int) -> tuple[Any, ...]:
+        """As bulk.RESULT."""
+        content, retryable = result.content, result.retryable
+        return (
+            int(result.state),
+            self._uids[result.transfer_syntax_uid] or None,
+            result.length,
+            result.sha256,
+            content.content if content is not None else None,
+            content.coercible if content is not None else None,
+            result.status,
+            None if retryable is None else bool(retryable),
+            result.comment,
+            now,
+            result.study_id,
+            result.sop_instance_uid,
+        )
 
     async def _load_uids(self) -> None:
         rows = await self._database.read(
@@ -572,6 +542,14 @@ def _make_folder(url: str) -> None:
         return  # opening it says what is wrong
     except OSError as error:
         raise ConfigurationError(f"cannot make the ledger's folder: {error}") from error
+
+
+def _execute(
+    connection: Connection, rows: list[tuple[Any, ...]], closed: list[dict[str, Any]]
+) -> None:
+    update_instances(connection, rows)
+    for parameters in closed:
+        connection.execute(CLOSE_STUDY, parameters)
 
 
 def _discard(_result: object) -> None:

@@ -45,33 +45,9 @@ __all__ = [
     "read_studies",
     "read_totals",
     "read_verified_levels",
-    "update_result",
     "write_checks",
     "write_event",
 ]
-
-
-def update_result() -> sa.Update:
-    """The second write of an instance; parameters `b_...`."""
-    return (
-        sa.update(INSTANCE)
-        .where(
-            INSTANCE.c.study_id == sa.bindparam("b_study"),
-            INSTANCE.c.sop_uid == sa.bindparam("b_sop"),
-        )
-        .values(
-            state=sa.bindparam("b_state"),
-            ts_id=sa.func.coalesce(sa.bindparam("b_ts", type_=sa.Integer), INSTANCE.c.ts_id),
-            len=sa.bindparam("b_len"),
-            sha256=sa.bindparam("b_sha"),
-            content=sa.bindparam("b_content"),
-            coercible=sa.bindparam("b_coercible"),
-            dst_status=sa.bindparam("b_status"),
-            retryable=sa.bindparam("b_retryable"),
-            comment=sa.bindparam("b_comment"),
-            updated=sa.bindparam("b_updated"),
-        )
-    )
 
 
 def read_totals(connection: Connection, run_id: int) -> Totals:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import sqlalchemy as sa
 import trio
 
@@ -61,6 +64,12 @@ def make_version_1(url: str) -> None:
             connection.exec_driver_sql(f"ALTER TABLE instance DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE dcmhaul_schema SET version = 1")
     engine.dispose()
+
+
+def documented_queries() -> list[str]:
+    """The SQL of docs/ledger.md."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "ledger.md"
+    return re.findall(r"```sql\n(.*?);\n```", page.read_text(), re.DOTALL)
 
 
 def columns(url: str) -> dict[str, list[tuple[str, str, bool]]]:

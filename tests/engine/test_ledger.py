@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,7 @@ from dcmhaul.migrate import bulk, upgrades
 from dcmhaul.migrate.ledger import open_ledger
 from dcmhaul.migrate.plan import JobIdentity
 from dcmhaul.migrate.tables import (
+    CheckResult,
     Exclusion,
     InstanceResult,
     InstanceState,
@@ -29,14 +32,14 @@ from tests.engine.ledgers import (
     acknowledged,
     check_reading_beside,
     check_upgrade,
+    columns,
+    documented_queries,
     expected,
     make_version_1,
     one_study,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sqlalchemy.engine import Connection
 
 
@@ -401,3 +404,37 @@ def test_what_is_no_ledger_is_not_read(tmp_path: Path, content: bytes | None, me
         (tmp_path / "ledger.db").write_bytes(content)
     with pytest.raises(ConfigurationError, match=message), reading_ledger(url(tmp_path)):
         pass
+
+
+# -- its page -------------------------------------------------------------------------------------------
+
+
+async def test_the_page_names_every_table_column_and_state(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)):
+        pass
+    page = (Path(__file__).resolve().parents[2] / "docs" / "ledger.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+` ?)+) \|", page, re.MULTILINE)
+    listed = {table: sorted(re.findall(r"`(\w+)`", names)) for table, names in rows}
+    assert listed == {
+        table: [name for name, _, _ in found] for table, found in columns(url(tmp_path)).items()
+    }
+    for column, states in (
+        ("run.state", RunState),
+        ("study.state", StudyState),
+        ("instance.state", InstanceState),
+        ("verification.result", CheckResult),
+    ):
+        (values,) = re.findall(rf"^\| `{column}` \| (.*) \|$", page, re.MULTILINE)
+        assert re.findall(r"\b\d\b", values) == [str(int(state)) for state in states]
+
+
+async def test_the_questions_of_the_page_have_answers(tmp_path: Path) -> None:
+    async with open_ledger(url(tmp_path)) as ledger:
+        _, study_id = await one_study(ledger, ["9.1", "9.2"])
+        ledger.record(acknowledged(study_id, "9.1"))
+        await ledger.close_study(study_id, StudyState.DONE)
+    with sqlite3.connect(tmp_path / "ledger.db") as plain:
+        answers = [plain.execute(query).fetchall() for query in documented_queries()]
+    assert len(answers) == 8
+    assert answers[0] == [("job", 0, 1, 1, 2, 1)]
+    assert answers[5] == [(CT, "1.2.840.10008.1.2", 1, 100)]

@@ -10,7 +10,7 @@ from dcmhaul.migrate.account import read_account, read_items
 from dcmhaul.migrate.ledger import open_ledger
 from dcmhaul.migrate.upgrades import reading_ledger
 from tests.engine.fake_archive import FakeArchive, make_instance
-from tests.engine.ledgers import check_reading_beside, check_upgrade
+from tests.engine.ledgers import check_reading_beside, check_upgrade, documented_queries
 
 
 async def test_an_earlier_version_is_upgraded_after_a_backup(postgresql_url: str) -> None:
@@ -51,3 +51,5 @@ async def test_a_migration_and_its_account(postgresql_url: str) -> None:
         assert (account.job.totals.acked, account.job.totals.same_bytes) == (6, 6)
         assert [run.instances for run in account.invocations] == [5, 1, 0]
         assert list(read_items(connection, account.job.id)) == []
+        for query in documented_queries():
+            connection.exec_driver_sql(query).all()

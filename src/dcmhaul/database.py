@@ -96,20 +96,29 @@ class WriterStatistics:
 class _Job:
     """One submitted function and, after its batch, what came of it."""
 
-    __slots__ = ("after", "done", "error", "function", "prepare", "result")
+    __slots__ = ("after", "done", "error", "function", "prepare", "result", "settle")
 
     def __init__(
         self,
         function: Callable[[Connection], Any],
         after: tuple[Callable[[], None], ...],
         prepare: Callable[[], Prepared[Any]] | None = None,
+        settle: Callable[[Any, Exception | None], None] | None = None,
     ) -> None:
         self.function = function
         self.after = after
         self.prepare = prepare
+        self.settle = settle
         self.done = trio.Event()
         self.result: Any = None
         self.error: Exception | None = None
+
+    def over(self) -> None:
+        """On trio's thread, once."""
+        if self.settle is not None:
+            # A function may have had a result in a transaction that then failed.
+            self.settle(self.result if self.error is None else None, self.error)
+        self.done.set()
 
 
 class Writer:
@@ -146,29 +155,57 @@ class Writer:
         `after`: hashable calls without arguments that must have succeeded before the transaction
         begins (syncs of folders); equal ones of one batch are called once. Raises what `function`
         or a call of `after` raised; DatabaseError where the database refused a statement,
-        CommitFailed where it was the COMMIT. Cancelled while waiting: the function may or may not have run.
+        CommitFailed where it was the COMMIT. Cancelled while waiting: the function may or may not
+        have run.
         """
-        return cast("T", await self._await(_Job(function, after), self._queue))
+        job = _Job(function, after)
+        await self._await(job, self._queue)
+        if job.error is not None:
+            raise job.error
+        return cast("T", job.result)
 
-    async def submit_prepared(self, prepare: Callable[[], Prepared[T]]) -> T:
+    async def submit_prepared(
+        self,
+        prepare: Callable[[], Prepared[T]],
+        settle: Callable[[T | None, Exception | None], None],
+        *,
+        inline: bool = False,
+    ) -> None:
         """As `submit` of what `prepare()` returns: a function, and what must have succeeded before.
 
         `prepare` runs in a thread, beside others; from there its job goes to the writer thread
-        without a turn of the event loop. What it raises is raised here.
+        without a turn of the event loop. inline: it runs in this one, since it waits for no disk.
+        settle: gets the result or the error, exactly once, on trio's thread, also where whoever called
+        this was cancelled while it waited.
         """
+        job = _Job(_nothing, (), prepare, settle)
+        if inline:
+            try:
+                job.function, job.after = prepare()
+            except Exception as exc:
+                job.error = exc
+                job.over()
+            else:
+                await self._await(job, self._queue)
+            return
         while len(self._preparers) < PREPARERS:
             thread = threading.Thread(target=self._prepare_all, name="dcmhaul prepare", daemon=True)
             thread.start()
             self._preparers.append(thread)
-        return cast("T", await self._await(_Job(_nothing, (), prepare), self._unprepared))
+        await self._await(job, self._unprepared)
 
-    async def _await(self, job: _Job, to: queue.SimpleQueue[_Job | None]) -> Any:
-        async with self._room:
+    async def _await(self, job: _Job, to: queue.SimpleQueue[_Job | None]) -> None:
+        try:
+            await self._room.acquire()
+        except trio.Cancelled:
+            job.error = DatabaseError("the database is too slow: nothing was begun")
+            job.over()
+            raise
+        try:
             to.put(job)
             await job.done.wait()
-        if job.error is not None:
-            raise job.error
-        return job.result
+        finally:
+            self._room.release()
 
     def statistics(self) -> WriterStatistics:
         return WriterStatistics(
@@ -199,7 +236,7 @@ class Writer:
                 job.function, job.after = job.prepare()
             except Exception as exc:
                 job.error = exc
-                self._token.run_sync_soon(job.done.set)
+                self._token.run_sync_soon(job.over)
             else:
                 self._queue.put(job)
 
@@ -315,7 +352,7 @@ def _nothing(_connection: Connection) -> None:
 
 def _report(batch: list[_Job]) -> None:
     for job in batch:
-        job.done.set()
+        job.over()
 
 
 def _pass_barriers(batch: list[_Job]) -> list[_Job]:
@@ -370,9 +407,15 @@ class Database:
         """As `Writer.submit`."""
         return await self.writer.submit(function, after=after)
 
-    async def submit_prepared(self, prepare: Callable[[], Prepared[T]]) -> T:
+    async def submit_prepared(
+        self,
+        prepare: Callable[[], Prepared[T]],
+        settle: Callable[[T | None, Exception | None], None],
+        *,
+        inline: bool = False,
+    ) -> None:
         """As `Writer.submit_prepared`."""
-        return await self.writer.submit_prepared(prepare)
+        await self.writer.submit_prepared(prepare, settle, inline=inline)
 
     async def read(self, function: Callable[[Connection], T]) -> T:
         """Runs `function(connection)` in a thread on a connection that cannot write; returns its

@@ -364,7 +364,7 @@ def test_the_durability_in_force_is_told(options: tuple[str, ...], mode: str) ->
 
 
 @pytest.mark.parametrize(
-    ("options", "syncs"), [((), 24), (("--durable", "each"), 24), (("--durable", "none"), 0)]
+    ("options", "syncs"), [((), 25), (("--durable", "each"), 25), (("--durable", "none"), 0)]
 )
 def test_get_syncs_what_it_files(
     archive: Process,
@@ -374,7 +374,7 @@ def test_get_syncs_what_it_files(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One instance after the other: one sync of the data and one of the folder for each."""
+    """One of the folder's own name; then, one instance after the other, of its data and the folder."""
     calls: list[int] = []
 
     def noting(real: Callable[[int], None], fd: int) -> None:

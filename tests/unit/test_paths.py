@@ -6,11 +6,12 @@ import errno
 import os
 import stat
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from dcmhaul.objects.paths import Folder, instance_name, instance_path
+from dcmhaul.objects.paths import Folder, SpaceWatch, instance_name, instance_path, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,7 +196,7 @@ def test_threads_that_wait_together_share_one_sync(
         assert gathered.wait(10)
 
     monkeypatch.setattr(os, "fsync", slow)
-    with Folder(tmp_path) as folder:
+    with Folder(tmp_path, durable=False) as folder:
         first = threading.Thread(target=folder.sync)
         first.start()
         assert running.wait(10)
@@ -255,3 +256,52 @@ def test_a_folder_is_closed_once(tmp_path: Path) -> None:
     folder.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         folder.create_temporary()
+
+
+def test_folders_that_are_made_have_durable_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    make_folder(tmp_path / "a" / "b", mode=0o700)
+    assert synced == [str(tmp_path), str(tmp_path / "a")]
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    synced.clear()
+    make_folder(tmp_path / "a" / "b")  # by one that was killed before it could sync, perhaps
+    assert synced == [str(tmp_path / "a")]
+    synced.clear()
+    make_folder(tmp_path / "c", durable=False)
+    assert synced == []
+
+
+def test_a_nearly_full_file_system_is_told_at_each_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    watch = SpaceWatch(tmp_path, told.append)
+    found = {"free": 300 << 20, "size": 1 << 40}
+
+    def statvfs(_path: object) -> SimpleNamespace:
+        return SimpleNamespace(f_bavail=found["free"], f_frsize=1, f_blocks=found["size"])
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert not watch.is_low()
+    found["free"] = 200 << 20
+    assert watch.is_low()
+    assert watch.is_low()
+    found["size"] = 1 << 30  # a small one: a fiftieth is enough
+    assert not watch.is_low()
+    assert [line.partition(":")[0] for line in told] == [f"200 MiB are free for {tmp_path}"] * 2
+    assert "rejected" in told[0]
+
+    def refuse(_path: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "statvfs", refuse)
+    assert not watch.is_low()

@@ -33,8 +33,9 @@ from dcmhaul.database import (
 )
 from dcmhaul.engine.counters import Family
 from dcmhaul.errors import ConfigurationError
-from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
-from dcmhaul.objects.paths import Durability
+from dcmhaul.objects import instances
+from dcmhaul.objects.instances import NO_ANSWER, IncomingInstance, StoreRefused, StoreReply
+from dcmhaul.objects.paths import Durability, Trouble, make_folder
 from dcmhaul.protocol import statuses
 from dcmhaul.services.identifiers import EncodedIdentifier, QueryRefused
 from dcmhaul.services.query import FindScp, QueryModel
@@ -125,7 +126,9 @@ class Archive:
         self._rows = rows
         self._strict = strict
         self._report = report
+        self._trouble = Trouble(store.root, report)
         self._held = 0
+        self._doubtful: list[Place] = []
         self._holds = Totals()
         self._counts = dict.fromkeys(Added, 0)
         self._refused = 0
@@ -223,35 +226,59 @@ class Archive:
         obj, folder = self._publish(received)
         return partial(self._add, obj), (folder.sync,)
 
-    async def keep(self, received: Received) -> tuple[StoreReply, Added | None]:
+    async def keep(
+        self, received: Received, let_go: Callable[[], None]
+    ) -> tuple[StoreReply, Added | None]:
         """Makes a received dataset durable, by the order of the module's docstring, and counts
-        it."""
-        # Once the file has a name it is to get its row: a cancellation waits for that, not longer.
-        with trio.CancelScope(shield=True):
-            try:
-                if self.durability is Durability.NONE:  # nothing waits for the disk: no thread
-                    obj, _ = self._publish(received)
-                    addition = await self._database.submit(partial(self._add, obj))
-                else:
-                    addition = await self._database.submit_prepared(
-                        partial(self._prepare, received)
-                    )
-            except Refused as refused:
-                reply = StoreReply(status=refused.status, error_comment=refused.comment)
-            except (OSError, DatabaseError) as exc:
-                # After a COMMIT that failed the next start may find the row, and must find its file.
-                if received.place is not None and not isinstance(exc, CommitFailed):
-                    self._remove(received.place)
-                reply = _out_of_resources(exc)
-            else:
-                return self._settled(received, addition), addition.added
-        self._refused += 1
-        return reply, None
+        it. let_go: called when nothing needs `received` any more, which may be later."""
+        settled: list[tuple[StoreReply, Added | None]] = []
+        unforeseen: list[Exception] = []
 
-    def _settled(self, received: Received, addition: Addition) -> StoreReply:
+        def settle(addition: Addition | None, error: Exception | None) -> None:
+            let_go()
+            settled.append(self._settled(received, addition, error))
+            if error is not None and not isinstance(error, (Refused, OSError, DatabaseError)):
+                unforeseen.append(error)
+
+        # Once the file has a name it is to get its row: a cancellation waits for that, yet nobody waits
+        # for a disk that does not answer. What it did with the object then is found out later.
+        with trio.CancelScope(
+            shield=True, deadline=trio.current_time() + instances.PATIENCE_SECONDS
+        ):
+            await self._database.submit_prepared(
+                partial(self._prepare, received),
+                settle,
+                inline=self.durability is Durability.NONE,
+            )
+            if self._doubtful and settled and settled[0][1] is not None:
+                await self._clear_doubt()
+        if unforeseen:
+            raise unforeseen[0]
+        return settled[0] if settled else (self.failure(None), None)
+
+    async def _clear_doubt(self) -> None:
+        """A COMMIT that succeeded after one that failed leaves no doubt what of that one counts."""
+        doubtful, self._doubtful = self._doubtful, []
+        try:
+            named = await self._database.submit(partial(_named, doubtful))
+        except DatabaseError:
+            self._doubtful += doubtful
+            return
+        for place in doubtful:
+            if place not in named:
+                self._remove(place)
+
+    def _settled(
+        self, received: Received, addition: Addition | None, error: Exception | None
+    ) -> tuple[StoreReply, Added | None]:
         """What is answered for an object that is as durable as it will be."""
+        if addition is None:
+            assert error is not None
+            self._refused += 1
+            return self._failed(received, error), None
         for spare in addition.spare:
             self._remove(spare)
+        self._trouble.worked()
         added = addition.added
         self._counts[added] += 1
         self._holds += addition.gained
@@ -266,7 +293,25 @@ class Archive:
                 f"other bytes under a SOP Instance UID that is held, from "
                 f"{received.incoming.calling_ae_title}: {fate}"
             )
-        return CONFLICT if aside and self.duplicates is Duplicates.KEEP_FIRST else STORED
+        conflict = aside and self.duplicates is Duplicates.KEEP_FIRST
+        return CONFLICT if conflict else STORED, added
+
+    def _failed(self, received: Received, error: Exception) -> StoreReply:
+        if isinstance(error, Refused):
+            return StoreReply(status=error.status, error_comment=error.comment)
+        if received.place is not None:
+            if isinstance(error, CommitFailed):
+                # Its row may yet be found, at the next start too, and must find its file.
+                self._doubtful.append(received.place)
+            else:
+                self._remove(received.place)
+        return self.failure(error)
+
+    def failure(self, error: Exception | None) -> StoreReply:
+        """What is answered after an error, or where there was no answer at all."""
+        reply = NO_ANSWER if error is None else _out_of_resources(error)
+        self._trouble.failed(reply.error_comment)
+        return reply
 
     def _remove(self, place: Place) -> None:
         """Takes away a file that no row speaks of; one that stays is found at the next start."""
@@ -372,7 +417,7 @@ class ArchiveSink:
         except Refused as refused:
             self._fail(StoreReply(status=refused.status, error_comment=refused.comment))
         except OSError as exc:
-            self._fail(_out_of_resources(exc))
+            self._fail(self._archive.failure(exc))
 
     async def commit(self) -> StoreReply:
         """Answers only when the object is durable, or will not be."""
@@ -381,11 +426,8 @@ class ArchiveSink:
             self._archive.count_refused()
             assert self._reply is not None
             return self._reply
-        try:
-            reply, self.added = await self._archive.keep(received)
-            return reply
-        finally:
-            self._let_go(received)
+        reply, self.added = await self._archive.keep(received, partial(self._let_go, received))
+        return reply
 
     def discard(self) -> None:
         received, self._received = self._received, None
@@ -451,7 +493,8 @@ async def open_archive(
     """
     root = Path(directory)
     try:
-        await trio.to_thread.run_sync(partial(os.makedirs, root, mode=0o700, exist_ok=True))
+        durable = durability is not Durability.NONE
+        await trio.to_thread.run_sync(partial(make_folder, root, mode=0o700, durable=durable))
     except OSError as exc:
         raise ConfigurationError(f"cannot make the folder {root}: {exc.strerror}") from exc
     url = database_url or f"sqlite:///{root / 'index.db'}"
@@ -515,6 +558,15 @@ def _out_of_resources(exc: Exception) -> StoreReply:
         exc.strerror if isinstance(exc, OSError) and exc.strerror else "the index cannot be written"
     )
     return StoreReply(status=0xA700, error_comment=f"cannot store: {reason}"[:64])
+
+
+def _named(places: Sequence[Place], connection: Connection) -> set[Place]:
+    """Those that a row speaks of."""
+    return {
+        place
+        for folder in {place.folder for place in places}
+        for place in (index.Place(folder, name) for name in index.names_in(connection, folder))
+    } & set(places)
 
 
 def _page(query: FindQuery, pks: Sequence[int], connection: Connection) -> list[bytes]:

@@ -210,21 +210,18 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str], durability: Durability) -> None:
-        self._durability = durability
         root = Path(root)
-        self._tmp = Folder(root / "tmp", mode=0o600)
-        self._quarantine = Folder(root / "quarantine", mode=0o600)
-        self._objects = Folder(root / "objects", mode=0o600)
+        self.root = root
+        self._durable = durability is not Durability.NONE
+        self._tmp = Folder(root / "tmp", mode=0o600, durable=self._durable)
+        self._quarantine = Folder(root / "quarantine", mode=0o600, durable=self._durable)
+        self._objects = Folder(root / "objects", mode=0o600, durable=self._durable)
         self._lock = threading.Lock()
         self._open: deque[Folder] = deque()
         numbers = self.folders()
         self._number = numbers[-1] if numbers else 0
         self._files = 0
         self._open_folder()
-        if durability is not Durability.NONE:
-            with Folder(root) as top:
-                top.sync()
-            self._objects.sync()
 
     def close(self) -> None:
         """Closes what it holds open; nothing may be on its way."""
@@ -240,14 +237,12 @@ class Store:
 
         OSError is final for this file: the kernel forgets what it could not write.
         """
-        if self._durability is not Durability.NONE:
+        if self._durable:
             file.sync()
         with self._lock:
             if self._files >= FOLDER_FILES_MAX:
-                self._number += 1
+                self._number += 1  # also where it fails: the next try makes another one
                 self._open_folder()
-                if self._durability is not Durability.NONE:
-                    self._objects.sync()
             self._files += 1
             place = Place(self._number, secrets.token_hex(16) + SUFFIX)
             folder = self._open[-1]
@@ -301,8 +296,9 @@ class Store:
                 yield piece
 
     def _open_folder(self) -> None:
+        """Takes the folder of the current number into use, once its own name is durable."""
         path = os.path.join(self._objects.path, f"{self._number:06}")
-        self._open.append(Folder(path, mode=0o600))
+        self._open.append(Folder(path, mode=0o600, durable=self._durable))
         self._files = len(self.names(self._number))
         if len(self._open) > OPEN_FOLDERS_MAX:
             self._open.popleft().close()

@@ -135,6 +135,7 @@ async def _serve(
         session.console.info(f"holds {holds.studies} studies, {holds.instances} instances")
         await server.serve(
             archive.services(extra_classes=session.configuration.extra_storage_classes),
+            folder=folder,
             counted=archive,
         )
         came = archive.statistics()

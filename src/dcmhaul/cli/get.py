@@ -137,7 +137,7 @@ def command(
         durability=mode,
     )
     with ExitStack() as stack:
-        sinks = None if discard else _sinks(folder, mode, stack)
+        sinks = None if discard else _sinks(session, folder, mode, stack)
         trio.run(_Get(session, settings, count, sinks).run, typed)
 
 
@@ -157,12 +157,14 @@ class _Settings:
     durability: str
 
 
-def _sinks(folder: str, durability: str, stack: ExitStack) -> SinkFactory:
+def _sinks(session: Session, folder: str, durability: str, stack: ExitStack) -> SinkFactory:
     from dcmhaul.objects.paths import Durability
     from dcmhaul.objects.sinks import FolderSinks
 
     try:
-        return stack.enter_context(FolderSinks(folder, durable=Durability(durability)))
+        return stack.enter_context(
+            FolderSinks(folder, durable=Durability(durability), report=session.console.warn)
+        )
     except OSError as error:
         raise ConfigurationError(f"-od {folder}: {error.strerror}") from error
 

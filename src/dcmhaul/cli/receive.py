@@ -145,8 +145,8 @@ async def _serve(
     from dcmhaul.objects.sinks import FolderSinks
 
     try:
-        sinks = FolderSinks(folder, durable=Durability(durable))
+        sinks = FolderSinks(folder, durable=Durability(durable), report=server.session.console.warn)
     except OSError as error:
         raise ConfigurationError(f"-od {folder}: {error.strerror}") from error
     with sinks:
-        await server.serve([VerificationScp(), storage(sinks)])
+        await server.serve([VerificationScp(), storage(sinks)], folder=folder)

@@ -24,8 +24,10 @@ from dcmhaul.cli.output import Progress, TransferCount, show_progress
 from dcmhaul.config import DEFAULT_AE_TITLE, ae_title, port_number
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.net import AcceptorLimits, NullObserver, Timeouts, serve_associations
+from dcmhaul.objects.paths import SpaceWatch
 from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT
 from dcmhaul.services.provider import acceptor_policy, serve_services
+from dcmhaul.services.storage import proposes_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -132,12 +134,24 @@ class Server:
         session.summary_text = partial(self.count.text, "received")
 
     async def serve(
-        self, services: Sequence[Service], *, counted: CounterSource | None = None
+        self,
+        services: Sequence[Service],
+        *,
+        folder: str | None = None,
+        counted: CounterSource | None = None,
     ) -> None:
         """Listens, prints where, and returns at a signal; open associations are then aborted.
 
-        counted: what else `--metrics` tells.
+        folder: where it stores; when there is little room, senders are rejected. counted: what else
+        `--metrics` tells.
         """
+        limits = self._limits
+        if folder is not None:
+            space = SpaceWatch(folder, self.session.console.warn)
+            extra = self.session.configuration.extra_storage_classes
+            limits = replace(
+                limits, congested=lambda rq: proposes_storage(rq, extra) and space.is_low()
+            )
         policy = acceptor_policy(services, **self._policy_fields)
         with (
             counting(self.session, self._metrics, None, self._durability, counted) as observer,
@@ -151,7 +165,7 @@ class Server:
                         policy,
                         host=self._bind,
                         port=self._port,
-                        limits=self._limits,
+                        limits=limits,
                         timeouts=server_timeouts(self.network),
                         options=socket_options(self.network),
                         observer=CountingObserver(

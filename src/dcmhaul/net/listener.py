@@ -24,7 +24,7 @@ from dcmhaul.protocol.negotiation import AcceptorPolicy, is_caller, negotiate
 from dcmhaul.protocol.upper_layer import UpperLayer
 from dcmhaul.wire._fragments import SendQueue
 from dcmhaul.wire._frames import NEED_DATA, PduReader
-from dcmhaul.wire.pdu import PDU_HEADER_SIZE, AAbort, AAssociateRj, PduType
+from dcmhaul.wire.pdu import PDU_HEADER_SIZE, AAbort, AAssociateRj, AAssociateRq, PduType
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -174,11 +174,13 @@ class _Server:
         del self.others[oldest]
         oldest.scope.cancel()
 
-    def _is_full(self, calling_ae_title: str, host: str) -> bool:
+    def _is_full(self, rq: AAssociateRq, host: str) -> bool:
         limits = self.limits
         room = limits.associations
-        if limits.reserved and not is_caller(calling_ae_title, host, limits.known_callers):
+        if limits.reserved and not is_caller(rq.calling_ae_title, host, limits.known_callers):
             room -= limits.reserved
+        if limits.congested is not None and limits.congested(rq):
+            return True
         return self.associations >= room or self.by_host[host] >= limits.associations_per_host
 
     async def _serve(self, connection: _Connection) -> None:
@@ -255,7 +257,7 @@ class _Server:
         event = upper.received_pdu(transport.reader.pdu_type, transport.reader.pdu_body)
         if not isinstance(event, AssociationRequested):
             return None
-        full = self._is_full(event.rq.calling_ae_title, connection.host)
+        full = self._is_full(event.rq, connection.host)
         answer = CONGESTION if full else negotiate(event.rq, self.policy, connection.host)
         if isinstance(answer, AAssociateRj):
             upper.reject(answer)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dcmhaul.protocol.events import Role
+    from dcmhaul.wire.pdu import AAssociateRq
 
 __all__ = [
     "AcceptorLimits",
@@ -54,13 +55,15 @@ class SocketOptions:
 class AcceptorLimits:
     """How many associations a listener serves at once; above that A-ASSOCIATE-RJ 2/3/1.
 
-    reserved: of `associations`, those that only `known_callers` (`AET` or `AET@ADDRESS`) get.
+    reserved: of `associations`, those that only `known_callers` (`AET` or `AET@ADDRESS`) get. congested:
+    asked of each A-ASSOCIATE-RQ; True is A-ASSOCIATE-RJ 2/3/1 as well.
     """
 
     associations: int = 100
     associations_per_host: int = 100
     reserved: int = 0
     known_callers: tuple[str, ...] = ()
+    congested: Callable[[AAssociateRq], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from dcmhaul.net.types import DatasetSlices, FileRange
 
 __all__ = [
+    "NO_ANSWER",
+    "PATIENCE_SECONDS",
     "IncomingInstance",
     "OutgoingInstance",
     "SinkFactory",
@@ -17,6 +19,10 @@ __all__ = [
     "StoreRefused",
     "StoreReply",
 ]
+
+
+PATIENCE_SECONDS = 10.0
+"""How long a finished message waits for the disk before it is answered; peers give up after 30 s."""
 
 
 class OutgoingInstance(Protocol):
@@ -61,6 +67,10 @@ class StoreReply:
     error_comment: str = ""
 
 
+NO_ANSWER = StoreReply(status=0xA700, error_comment="cannot store: the disk does not answer")
+"""The answer when the patience is at its end; the object may yet be stored, unacknowledged."""
+
+
 class StoreRefused(Exception):
     """Raised by a SinkFactory: the dataset is drained, then the reply is sent."""
 
@@ -77,7 +87,7 @@ class StorageSink(Protocol):
 
     async def write(self, data: DatasetSlices) -> None: ...
     async def commit(self) -> StoreReply:
-        """Makes it as durable as the mode demands; only then returns."""
+        """Makes it as durable as the mode demands; only then returns, but after PATIENCE_SECONDS."""
 
     def discard(self) -> None:
         """Removes every trace; called where the message broke off."""

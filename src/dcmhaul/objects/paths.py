@@ -11,15 +11,31 @@ import os
 import secrets
 import threading
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dcmhaul import crash
 from dcmhaul.uids import is_valid_uid
 
-__all__ = ["Durability", "Folder", "TemporaryFile", "instance_name", "instance_path", "sync_data"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Durability",
+    "Folder",
+    "SpaceWatch",
+    "TemporaryFile",
+    "Trouble",
+    "instance_name",
+    "instance_path",
+    "make_folder",
+    "sync_data",
+]
 
 # What open(O_TMPFILE) and link answer where a file system or a system cannot do it.
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EPERM}
+# A file system with less than this is nearly full, and so is a small one with less than its part.
+LOW_WATER_BYTES = 256 << 20
+LOW_WATER_PART = 50
 _O_TMPFILE: int = getattr(os, "O_TMPFILE", 0)
 
 
@@ -114,13 +130,16 @@ class TemporaryFile:
 class Folder:
     """A folder that receives files, held by its descriptor; made if it is missing.
 
-    mode: permissions of new files, as with open(2) less the umask. Safe for several threads.
+    mode: permissions of new files, as with open(2) less the umask. durable: if it is made, its name is
+    made durable. Safe for several threads.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, mode: int = 0o666) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, mode: int = 0o666, durable: bool = True
+    ) -> None:
         self.path = os.fspath(path)
         self._mode = mode
-        os.makedirs(self.path, exist_ok=True)
+        make_folder(self.path, durable=durable)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._nameless = bool(_O_TMPFILE) and os.path.isdir("/proc/self/fd")
         self._rename_lock = threading.Lock()
@@ -181,6 +200,77 @@ class Folder:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def make_folder(path: str | os.PathLike[str], *, mode: int = 0o777, durable: bool = True) -> None:
+    """Makes a folder and those above it, where they are missing; durable: their names are, too.
+
+    The name of one that is there is made durable all the same: whoever made it may have been killed.
+    """
+    place = os.path.abspath(path)
+    above = [os.path.dirname(place)]
+    while not os.path.isdir(above[-1]):
+        above.append(os.path.dirname(above[-1]))
+    existed = os.path.isdir(place)
+    os.makedirs(path, mode=mode, exist_ok=True)
+    for name in reversed(above) if durable else ():
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            if existed:
+                continue
+            raise
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # as in `_sync_directory`
+                raise
+        finally:
+            os.close(fd)
+
+
+class Trouble:
+    """Tells of a place that takes nothing: a line where the reason is new, and one when it takes again."""
+
+    def __init__(self, path: str | os.PathLike[str], report: Callable[[str], None]) -> None:
+        self._path = os.fspath(path)
+        self._report = report
+        self._reason = ""
+
+    def failed(self, reason: str) -> None:
+        if reason != self._reason:
+            self._reason = reason
+            self._report(f"{self._path}: {reason}")
+
+    def worked(self) -> None:
+        if self._reason:
+            self._reason = ""
+            self._report(f"{self._path}: takes objects again")
+
+
+class SpaceWatch:
+    """Whether the file system of a folder is nearly full; `report` gets a line at each change."""
+
+    def __init__(self, path: str | os.PathLike[str], report: Callable[[str], None]) -> None:
+        self._path = path
+        self._report = report
+        self._low = False
+
+    def is_low(self) -> bool:
+        """False where the system does not say; what is stored then finds out by itself."""
+        try:
+            found = os.statvfs(self._path)
+        except OSError:
+            return False
+        free = found.f_bavail * found.f_frsize
+        mark = min(LOW_WATER_BYTES, found.f_blocks * found.f_frsize // LOW_WATER_PART)
+        if (free < mark) != self._low:
+            self._low = free < mark
+            self._report(
+                f"{free >> 20} MiB are free for {os.fspath(self._path)}: "
+                + ("senders are rejected until it is more" if self._low else "senders are accepted")
+            )
+        return self._low
 
 
 def sync_data(fd: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import zlib
 from enum import Enum
@@ -15,8 +16,16 @@ from typing import TYPE_CHECKING, Final, Self
 import trio
 
 from dcmhaul.errors import InstanceError
-from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
-from dcmhaul.objects.paths import Durability, Folder, TemporaryFile, instance_name, sync_data
+from dcmhaul.objects import instances
+from dcmhaul.objects.instances import NO_ANSWER, IncomingInstance, StoreRefused, StoreReply
+from dcmhaul.objects.paths import (
+    Durability,
+    Folder,
+    TemporaryFile,
+    Trouble,
+    instance_name,
+    sync_data,
+)
 from dcmhaul.uids import EXPLICIT_VR_BIG_ENDIAN, is_valid_uid
 from dcmhaul.wire._elements import ElementFault, ElementWalker
 from dcmhaul.wire.part10 import clean_uid, encode_file_meta, is_deflated, parse_file_meta
@@ -77,10 +86,8 @@ def _same_dataset(first: int, second: int) -> bool:
     return True
 
 
-def _failure(error: OSError) -> StoreReply:
-    return StoreReply(
-        status=_OUT_OF_RESOURCES, error_comment=f"cannot be stored: {error.strerror}"[:64]
-    )
+def _unreported(_line: str) -> None:
+    """Stands where nobody asked for the lines."""
 
 
 class FolderSinks:
@@ -92,10 +99,16 @@ class FolderSinks:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, durable: Durability = Durability.BATCH
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durable: Durability = Durability.BATCH,
+        report: Callable[[str], None] = _unreported,
     ) -> None:
-        self.folder = Folder(path)
+        """report: gets a line when the folder begins to take nothing, and when it takes again."""
+        self.folder = Folder(path, durable=durable is not Durability.NONE)
         self.durable = durable
+        self.trouble = Trouble(path, report)
         self.stored = 0
         self.duplicates = 0
         self.other_bytes = 0
@@ -118,7 +131,17 @@ class FolderSinks:
         """Closes the folder; sinks that are not committed yet must have been discarded."""
         self.folder.close()
 
+    def failure(self, error: OSError | None) -> StoreReply:
+        """What is answered after an error, or where there was no answer at all."""
+        reply = NO_ANSWER
+        if error is not None:
+            comment = f"cannot store: {error.strerror}"[:64]
+            reply = StoreReply(status=_OUT_OF_RESOURCES, error_comment=comment)
+        self.trouble.failed(reply.error_comment)
+        return reply
+
     def count(self, outcome: _Outcome) -> None:
+        self.trouble.worked()
         if outcome is _Outcome.DUPLICATE:
             self.duplicates += 1
             return
@@ -202,7 +225,7 @@ class FolderSink:
             file = self._file or self._begin()
             self._offset += data.pwrite(file.fd, self._offset)
         except OSError as error:
-            self._refusal = _failure(error)
+            self._refusal = self._owner.failure(error)
             self.discard()
 
     def _begin(self) -> TemporaryFile:
@@ -222,21 +245,40 @@ class FolderSink:
         """Makes the file appear, durable as the mode demands; A700 where that fails."""
         if self._refusal is not None:
             return self._refusal
-        file = self._file
-        if file is None:
+        if self._file is None:
             return StoreReply(status=_CANNOT_UNDERSTAND, error_comment="the dataset is empty")
         try:
-            outcome = self._settle_at_once(file)
-            if outcome is None:
-                outcome = await trio.to_thread.run_sync(
-                    self._settle, file, limiter=self._owner.limiter
-                )
+            outcome = self._settle_at_once(self._file) or await self._settle_in_thread(self._file)
         except OSError as error:
-            return _failure(error)
+            return self._owner.failure(error)
         finally:
             self.discard()
+        if outcome is None:
+            return self._owner.failure(None)
         self._owner.count(outcome)
         return _STORED
+
+    async def _settle_in_thread(self, file: TemporaryFile) -> _Outcome | None:
+        """None where the disk does not answer in time; the thread that waits for it has the file then."""
+        turns = itertools.count()
+
+        def settle() -> _Outcome | None:
+            if next(turns):  # nobody waits any more, and the file is closed
+                return None
+            try:
+                return self._settle(file)
+            finally:
+                file.close()
+
+        # Once the file has a name its folder is to be synced: a cancellation waits for that.
+        patience = trio.current_time() + instances.PATIENCE_SECONDS
+        with trio.CancelScope(shield=True, deadline=patience):
+            return await trio.to_thread.run_sync(
+                settle, limiter=self._owner.limiter, abandon_on_cancel=True
+            )
+        if next(turns):
+            self._file = None
+        return None
 
     def discard(self) -> None:
         """Closes the file; without a commit before it nothing remains."""

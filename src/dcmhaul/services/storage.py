@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from dcmhaul.net import Association, Incoming
     from dcmhaul.protocol.negotiation import AcceptedContext
     from dcmhaul.services.provider import Completion
+    from dcmhaul.wire.pdu import AAssociateRq
 
-__all__ = ["StorageScp", "StorageScu", "StoreOutcome", "crash_after_sending"]
+__all__ = ["StorageScp", "StorageScu", "StoreOutcome", "crash_after_sending", "proposes_storage"]
 
 SUCCESS: Final = 0x0000
 OUT_OF_RESOURCES: Final = 0xA700
@@ -175,6 +176,13 @@ def _refusal(context: AcceptedContext, request: CStoreRq) -> StoreReply | None:
     if not request.has_dataset:
         return StoreReply(status=DATASET_MISSING, error_comment="C-STORE-RQ without a dataset")
     return None
+
+
+def proposes_storage(rq: AAssociateRq, extra_classes: Iterable[str] = ()) -> bool:
+    """Whether the requestor wants to store; not where it is the SCP alone, as for a C-GET (PS3.7 §D.3.3.4)."""
+    receives = {role.sop_class_uid for role in rq.user_information.roles if not role.scu}
+    classes = {context.abstract_syntax for context in rq.presentation_contexts} - receives
+    return not classes.isdisjoint((*uids.STORAGE_SOP_CLASSES, *extra_classes))
 
 
 # -- the SCU ------------------------------------------------------------------------------------

@@ -123,6 +123,9 @@ class Faults:
     classes: tuple[str, ...] | None = None
     syntaxes: tuple[str, ...] = ()
     announce_syntax: bool = True
+    announce_class: Callable[[str], str | None] = lambda uid: uid
+    any_class: bool = False
+    """Private SOP classes are taken too."""
     associations_max: int | None = None
 
 
@@ -147,6 +150,8 @@ class FakeArchive:
         self.open_max = 0
         self.endings: list[str] = []
         """How each association ended: "released", or the name of the error."""
+        self.agreed: list[list[tuple[str, str]]] = []
+        """Class and syntax of the contexts of each association, as they were accepted."""
         self._got = 0
 
     @property
@@ -190,7 +195,8 @@ class FakeArchive:
                 match.SeriesInstanceUID = instance.series
             if level == "IMAGE":
                 match.SOPInstanceUID = instance.sop_instance_uid
-                match.SOPClassUID = instance.sop_class_uid
+                if (announced := faults.announce_class(instance.sop_class_uid)) is not None:
+                    match.SOPClassUID = announced
                 if faults.announce_syntax:
                     match.AvailableTransferSyntaxUID = instance.transfer_syntax_uid
             yield match
@@ -213,6 +219,8 @@ class FakeArchive:
 
     async def _serve(self, association: Association) -> None:
         self.associations += 1
+        accepted = association.agreement.accepted.values()
+        self.agreed.append([(c.abstract_syntax, c.transfer_syntax) for c in accepted])
         self.open += 1
         self.open_max = max(self.open_max, self.open)
         try:
@@ -245,7 +253,9 @@ class FakeArchive:
     async def running(self, title: str, timeouts: Timeouts | None = None) -> AsyncIterator[Peer]:
         """Serves during the block."""
         async with trio.open_nursery() as nursery:
-            policy = acceptor_policy(self.services(), ae_title=title)
+            policy = acceptor_policy(
+                self.services(), ae_title=title, accept_any_storage=self.faults.any_class
+            )
             addresses = await nursery.start(
                 lambda task_status: serve_associations(
                     self._serve,

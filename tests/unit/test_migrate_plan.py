@@ -20,6 +20,8 @@ from dcmhaul.errors import (
 )
 from dcmhaul.migrate.plan import (
     COMMON_TRANSFER_SYNTAXES,
+    STORAGE_CONTEXTS_MAX,
+    WIDE_PASSES,
     ExpectedInstance,
     MigrateOptions,
     changed,
@@ -36,6 +38,7 @@ from dcmhaul.migrate.report import MigrationSummary, exit_code
 from dcmhaul.migrate.study import Next, StudyWork, make_work
 from dcmhaul.migrate.tables import InstanceRow, InstanceState, StudyState
 from dcmhaul.migrate.verify import compare
+from dcmhaul.uids import STORAGE_SOP_CLASSES
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -287,11 +290,53 @@ def test_no_context_is_final_at_once() -> None:
 
 def test_what_did_not_come_is_asked_for_once_more() -> None:
     study = work("1", "2")
-    ended = GetResult(status=0xB000, received={"1"})
+    ended = GetResult(status=0x0000, received={"1"})
     assert study.not_delivered({"1", "2"}, ended) == []
     (result,) = study.not_delivered({"1", "2"}, ended)
     assert result.sop_instance_uid == "2"
-    assert "0xB000" in (result.comment or "")
+    assert "0x0000" in (result.comment or "")
+
+
+@pytest.mark.parametrize("status", [0xB000, 0xA702])
+def test_what_the_source_could_not_send_is_asked_for_in_every_class(status: int) -> None:
+    study = work("1", "2")
+    study.fold(outcome("1", 0))
+    failed = GetResult(status=status)
+    asked: list[tuple[tuple[str, str], ...]] = []
+    while study.open:
+        assert study.not_delivered({"2"}, failed) == [] or not study.open
+        if study.open:
+            asked += study.contexts()
+            assert study.covered(asked[-1]) == {"2"}
+    assert asked[1:] == list(
+        WIDE_PASSES
+    )  # after one with every common syntax of the class it named
+    proposed = {sop_class for pairs in asked for sop_class, _ in pairs}
+    assert proposed == set(STORAGE_SOP_CLASSES)
+    assert all(len(pairs) <= STORAGE_CONTEXTS_MAX for pairs in asked)
+    assert study.failed == {"2"}
+    assert f"0x{status:04X}" in study.reasons["2"][2]
+
+
+def test_a_wide_pass_that_an_end_does_not_take_leads_to_the_next() -> None:
+    study = work("1")
+    for _ in range(2):
+        study.not_delivered({"1"}, GetResult(status=0xB000))
+    seen = []
+    while study.open:
+        seen += study.contexts()
+        study.no_context(study.covered(seen[-1]), "the destination")
+    assert seen == list(WIDE_PASSES)
+    assert "did not send it" in study.reasons["1"][2]
+
+
+def test_what_is_doubtful_waits_for_the_others() -> None:
+    study = work("1", "2")
+    for _ in range(2):
+        study.not_delivered({"1"}, GetResult(status=0xB000))
+    (pairs,) = study.contexts()
+    assert {sop_class for sop_class, _ in pairs} == {CT}
+    assert study.covered(pairs) == {"2"}
 
 
 def test_losses_in_a_row_give_a_study_up_and_an_acknowledgement_starts_anew() -> None:

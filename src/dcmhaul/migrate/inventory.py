@@ -226,10 +226,15 @@ class InstanceQuery:
                 syntaxes = match[_AVAILABLE_SYNTAX].split("\\")
                 found[uid] = ExpectedInstance(
                     sop_instance_uid=uid,
-                    sop_class_uid=match[_SOP_CLASS],
+                    sop_class_uid=_storage_class(match[_SOP_CLASS]),
                     series_instance_uid=match[_SERIES_INSTANCE] or series_uid,
                     transfer_syntax_uid=syntaxes[0] if len(syntaxes) == 1 else "",
                 )
+
+
+def _storage_class(uid: str) -> str:
+    """The UID; "", as if none were named, where it cannot be that of a storage class."""
+    return uid if uids.is_valid_uid(uid) and uid not in uids.OTHER_UIDS else ""
 
 
 # -- folders --------------------------------------------------------------------------------------------

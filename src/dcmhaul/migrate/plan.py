@@ -315,6 +315,35 @@ def is_sampled(sop_instance_uid: str, percent: float) -> bool:
 # -- contexts --------------------------------------------------------------------------------------
 
 
+def _wide_passes(limit: int = STORAGE_CONTEXTS_MAX) -> tuple[tuple[tuple[str, str], ...], ...]:
+    common = [
+        (sop_class, syntax)
+        for syntax in COMMON_TRANSFER_SYNTAXES[:6]
+        for sop_class in COMMON_STORAGE_CLASSES
+    ]
+    others = [
+        (sop_class, syntax)
+        for sop_class in uids.STORAGE_SOP_CLASSES
+        if sop_class not in COMMON_STORAGE_CLASSES
+        for syntax in _RARE_CLASS_SYNTAXES
+    ]
+    cut = [others[start : start + limit] for start in range(0, len(others), limit)]
+    return tuple(tuple(pairs) for pairs in (common[:limit], *cut))
+
+
+_RARE_CLASS_SYNTAXES: tuple[str, ...] = (
+    uids.EXPLICIT_VR_LITTLE_ENDIAN,
+    uids.IMPLICIT_VR_LITTLE_ENDIAN,
+    "1.2.840.10008.1.2.4.50",  # JPEG baseline
+    "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless
+)
+
+WIDE_PASSES = _wide_passes()
+"""For instances whose class or syntax cannot be what the source said: every Storage SOP class in turn,
+an association an item.
+"""
+
+
 def choose_contexts(
     needed: Sequence[tuple[str, str]],
     popular: Iterable[tuple[str, str]],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dcmhaul import uids
 from dcmhaul.engine.retry import RetryPolicy, Verdict, decide_error, decide_status, is_stored
 from dcmhaul.errors import DcmhaulError, TransportError
-from dcmhaul.migrate.plan import ExpectedInstance, context_passes
+from dcmhaul.migrate.plan import WIDE_PASSES, ExpectedInstance, context_passes
 from dcmhaul.migrate.tables import (
     FINAL_STATES,
     HELD_STATES,
@@ -22,7 +22,7 @@ from dcmhaul.migrate.tables import (
     InstanceState,
     StudyState,
 )
-from dcmhaul.protocol.statuses import describe
+from dcmhaul.protocol.statuses import COERCION, UNABLE_TO_PERFORM_SUBOPERATIONS, describe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -59,6 +59,8 @@ class StudyWork:
     failed: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
     attempts: Counter[str] = field(default_factory=Counter)
+    undelivered: Counter[str] = field(default_factory=Counter)
+    """How often a C-GET ran to its end and did not bring it."""
     losses: int = 0
     visits: int = 0
     delay_seconds: float = 0.0
@@ -91,12 +93,16 @@ class StudyWork:
         """The (class, syntax) pairs that the open instances need, an association an item.
 
         A syntax that the source announced and that brought nothing is doubted: then the common ones
-        are proposed too.
+        are proposed too. Where these bring nothing either, the class is doubted as well.
         """
+        if (wide := self._wide_pass()) is not None:
+            return [WIDE_PASSES[wide]]
         classes: Counter[str] = Counter()
         announced: dict[str, list[str]] = {}
         doubted: set[str] = set()
         for uid in self.open:
+            if self._is_doubtful(uid):
+                continue  # its turn comes when the others are done
             instance = self.expected[uid]
             classes[instance.sop_class_uid] += 1
             if instance.transfer_syntax_uid:
@@ -110,13 +116,42 @@ class StudyWork:
         return context_passes(classes, announced, doubted)
 
     def covered(self, pairs: Collection[tuple[str, str]]) -> set[str]:
-        """The open instances whose class is among `pairs`."""
-        classes = {sop_class for sop_class, _ in pairs}
-        return {
-            uid
-            for uid in self.open
-            if self.expected[uid].sop_class_uid in classes or not self.expected[uid].sop_class_uid
-        }
+        """The open instances that may come in one of `pairs`."""
+        if self._wide_pass() is not None:
+            return set(self.open)
+        return {uid for uid in self.carried(self.open, pairs) if not self._is_doubtful(uid)}
+
+    def carried(self, asked: Iterable[str], pairs: Collection[tuple[str, str]]) -> set[str]:
+        """Those that one of the pairs carries; a class or syntax that is not known may be any."""
+        chosen = frozenset(pairs)
+        classes = {sop_class for sop_class, _ in chosen}
+        syntaxes = {syntax for _, syntax in chosen}
+        found = set()
+        for uid in asked:
+            instance = self.expected[uid]
+            sop_class, syntax = instance.sop_class_uid, instance.transfer_syntax_uid
+            if self._is_doubtful(uid):
+                carried = bool(chosen)
+            elif sop_class and syntax:
+                carried = (sop_class, syntax) in chosen
+            else:
+                carried = (not sop_class or sop_class in classes) and (
+                    not syntax or syntax in syntaxes
+                )
+            if carried:
+                found.add(uid)
+        return found
+
+    def _is_doubtful(self, uid: str) -> bool:
+        """What the source said of its class and syntax has proved of no use."""
+        return self.undelivered[uid] >= self.policy.refused_attempts
+
+    def _wide_pass(self) -> int | None:
+        """Which of WIDE_PASSES is next, where every open instance is doubtful."""
+        least = min((self.undelivered[uid] for uid in self.open), default=0)
+        if least < self.policy.refused_attempts:
+            return None
+        return min(least - self.policy.refused_attempts, len(WIDE_PASSES) - 1)
 
     # -- folding ------------------------------------------------------------------------------------
 
@@ -172,16 +207,23 @@ class StudyWork:
         return None
 
     def not_delivered(self, asked: Iterable[str], result: GetResult) -> list[InstanceResult]:
-        """After a C-GET that ran to its end: what was asked for and did not come."""
+        """After a C-GET that ran to its end: what was asked for and did not come.
+
+        A source that tried and failed may have lacked a context: it is asked in others.
+        """
+        tries = self.policy.refused_attempts
+        if result.status in (COERCION, UNABLE_TO_PERFORM_SUBOPERATIONS):
+            tries += len(WIDE_PASSES)
         results = []
         for uid in sorted(set(asked) & self.open - self.unknown - result.received):
             self.attempts[uid] += 1
+            self.undelivered[uid] += 1
             status = "no status" if result.status is None else f"0x{result.status:04X}"
             text = f"the source did not send it (its C-GET ended with {status})"
             if result.error_comment:
                 text += f": {result.error_comment}"
             self.reasons[uid] = (None, True, text)
-            if self.attempts[uid] >= self.policy.refused_attempts:
+            if self.undelivered[uid] >= tries:
                 results.append(self._fail(uid))
         return results
 
@@ -189,6 +231,11 @@ class StudyWork:
         """An end (`where`) accepted no context that could carry these."""
         results = []
         for uid in sorted(set(asked) & self.open - self.unknown):
+            if self._is_doubtful(uid):
+                self.undelivered[uid] += 1
+                if self.undelivered[uid] >= self.policy.refused_attempts + len(WIDE_PASSES):
+                    results.append(self._fail(uid))
+                continue
             self.reasons[uid] = (
                 None,
                 False,

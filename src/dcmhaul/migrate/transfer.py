@@ -21,7 +21,6 @@ from dcmhaul.engine.retriever import Retriever
 from dcmhaul.errors import DcmhaulError, InstanceError, NoAcceptedContext, UnreadableInstance
 from dcmhaul.migrate.inventory import digest_instance
 from dcmhaul.migrate.plan import (
-    ExpectedInstance,
     GetRequest,
     choose_contexts,
     plan_requests,
@@ -36,7 +35,7 @@ from dcmhaul.services.storage import StorageScu, StoreOutcome
 from dcmhaul.wire.items import PresentationContextRq, RoleSelection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
     from dcmhaul.engine.pool import AssociationPool
@@ -145,14 +144,6 @@ class _Link:
 
     def fits(self, work: StudyWork) -> bool:
         return set(work.contexts()[0]) <= set(self.proposed)
-
-
-def _could_pass(instance: ExpectedInstance, pairs: Collection[tuple[str, str]]) -> bool:
-    """Whether one of the pairs carries it; a class or syntax that is not known may be any."""
-    return any(
-        instance.sop_class_uid in ("", sop_class) and instance.transfer_syntax_uid in ("", syntax)
-        for sop_class, syntax in pairs
-    )
 
 
 class RelayWorker:
@@ -315,9 +306,9 @@ class RelayWorker:
         job = self._job
         covered = work.covered(link.proposed)
         for where, pairs in (("the destination", link.accepted), ("the source", link.usable)):
-            hopeless = {uid for uid in covered if not _could_pass(work.expected[uid], pairs)}
-            await job.record(work, work.no_context(hopeless, where))
-            covered -= hopeless
+            carried = work.carried(covered, pairs)
+            await job.record(work, work.no_context(covered - carried, where))
+            covered = carried
         for request in plan_requests(work.study_instance_uid, work.expected.values(), covered):
             await job.room()
             if job.stop.requested or link.failure() is not None:

@@ -14,7 +14,7 @@ import pytest
 import trio
 from pydicom import Dataset
 
-from dcmhaul.errors import ConfigurationError
+from dcmhaul.errors import ConfigurationError, DcmhaulError
 from dcmhaul.migrate import MigrateOptions, MigrationSummary, migrate, rendering
 from dcmhaul.migrate.ledger import open_ledger
 from dcmhaul.migrate.rendering import ReportFormat, write_report
@@ -162,6 +162,18 @@ async def test_a_destination_that_cannot_be_read_back_is_named(tmp_path: Path) -
     assert data["verdict"] == "Not complete: 1 studies not verified as asked"
     assert [decision["what"] for decision in data["decisions"]] == ["destination.unreadable"]
     assert "destination.unreadable" in report(tmp_path, "html")
+
+
+async def test_a_start_that_reached_nobody_has_an_end(tmp_path: Path) -> None:
+    async with job(tmp_path, FakeArchive([make_instance(1)]), FakeArchive()) as options:
+        pass  # both are gone
+    with pytest.raises(DcmhaulError):
+        await run(options)
+    data = as_json(tmp_path)
+    (start,) = data["starts"]
+    assert (start["exit_code"], start["instances"]) == (3, 0)
+    assert "no connection" in start["error"]
+    assert data["verdict"] == "Not complete: the job is not finished (inventory)"
 
 
 async def test_files_that_are_no_instances(tmp_path: Path) -> None:

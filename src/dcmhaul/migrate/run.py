@@ -251,6 +251,8 @@ class _Migration:
                 await self._stages()
             except ASSOCIATION_ERRORS as failure:
                 if not self._tracker.instances:
+                    with trio.CancelScope(shield=True):
+                        await self._record_end(failure.exit_code, str(failure))
                     raise
                 error = str(failure)
                 await self._ledger.event(self._run.id, "run.broken", error=error)
@@ -264,17 +266,22 @@ class _Migration:
             if ended and self._run.state is not RunState.DONE and not await self._unfinished():
                 await self._ledger.set_run_state(self._run.id, RunState.DONE, {})
             summary = await self._summary(error)
-            await self._ledger.event(
-                self._run.id,
-                "run.ended",
-                instances=summary.instances,
-                bytes=summary.bytes,
-                seconds=round(summary.seconds, 6),
-                exit_code=summary.exit_code,
-                error=error,
-            )
+            await self._record_end(summary.exit_code, error)
         self._tracker.finish(summary)
         return summary
+
+    async def _record_end(self, exit_code: int, error: str) -> None:
+        """What this start moved, for the report's times and rates."""
+        tracker = self._tracker
+        await self._ledger.event(
+            self._run.id,
+            "run.ended",
+            instances=tracker.instances,
+            bytes=tracker.bytes,
+            seconds=round(tracker.seconds, 6),
+            exit_code=exit_code,
+            error=error,
+        )
 
     def _recorded_options(self) -> dict[str, object]:
         options = self.options

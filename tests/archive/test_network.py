@@ -23,7 +23,7 @@ from tests.archive.test_query import query, values
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dcmhaul.archive import Archive
+    from dcmhaul.objects.instances import SinkFactory
 
 EXPLICIT = uids.EXPLICIT_VR_LITTLE_ENDIAN
 IMPLICIT = uids.IMPLICIT_VR_LITTLE_ENDIAN
@@ -51,15 +51,15 @@ def meta(study: int, number: int) -> bytes:
 
 
 async def fetch(
-    served: Served, into: Archive, pairs: list[tuple[str, str]], **keys: object
+    served: Served, sinks: SinkFactory, pairs: list[tuple[str, str]], **keys: object
 ) -> tuple[int, int | None, int | None]:
-    """C-GET into another archive: the final status, completed, failed."""
+    """C-GET into sinks: the final status, completed, failed."""
     classes = [uid for uid, _ in pairs]
     async with served.associate(
         [(STUDY.get_uid, EXPLICIT), *pairs], get_classes=classes
     ) as association:
         response = await get(
-            association, STUDY, encode(query("STUDY", **keys)), StorageScp(into.sink).handle
+            association, STUDY, encode(query("STUDY", **keys)), StorageScp(sinks).handle
         )
     return response.status, response.completed, response.failed
 
@@ -94,7 +94,7 @@ async def test_the_real_files_travel_from_archive_to_archive(tmp_path: Path, win
             )
             assert {i.SOPInstanceUID for i in images} == set(held)
             pairs = [(i.SOPClassUID, i.AvailableTransferSyntaxUID) for i in images]
-            fetched = await fetch(served, other, pairs, StudyInstanceUID=uid)
+            fetched = await fetch(served, other.sink, pairs, StudyInstanceUID=uid)
             assert fetched == (0, len(held), 0)
         assert len(expected) == len(paths)
         found = await contents(other, StudyInstanceUID=[s.StudyInstanceUID for s in studies])
@@ -196,7 +196,7 @@ async def test_refusals_on_the_wire(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as served, open_archive(tmp_path / "b") as other:
         assert await served.find("NOWHERE") == ([], 0xA900)
         assert await served.find("STUDY", StudyDate="-") == ([], 0xA900)
-        assert (await fetch(served, other, [(CT, EXPLICIT)], PatientName="*"))[0] == 0xA900
+        assert (await fetch(served, other.sink, [(CT, EXPLICIT)], PatientName="*"))[0] == 0xA900
         assert (await served.find("STUDY", StudyInstanceUID=""))[1] == 0
 
 
@@ -205,7 +205,7 @@ async def test_a_file_that_is_gone_fails_alone(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as served, open_archive(tmp_path / "b") as other:
         await send(served, paths)
         next((tmp_path / "a" / "objects" / "000000").iterdir()).unlink()
-        fetched = await fetch(served, other, [(CT, EXPLICIT)], StudyInstanceUID="1.2.3.1")
+        fetched = await fetch(served, other.sink, [(CT, EXPLICIT)], StudyInstanceUID="1.2.3.1")
         assert fetched == (0xB000, 2, 1)
 
 

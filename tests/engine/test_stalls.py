@@ -145,16 +145,16 @@ async def test_a_stalled_disk_of_a_server(tmp_path: Path, verb: str, window: int
     folder = tmp_path / "store"
     folder.mkdir()
     go = tmp_path / "go"
+    go.touch()  # while it opens its folder, or its index
     where: tuple[str | Path, ...] = ("0", "-od", folder)
     if verb == "archive":
-        go.touch()  # while it opens its index
         where = ("--dir", folder, "--port", "0")
     line = ("-c", BLOCKED_DISK, go, verb, *where, "--bind", "127.0.0.1")
     async with process(tmp_path, *line) as running:
         with trio.fail_after(30):
             while not (found := re.search(r"127\.0\.0\.1:(\d+)", (tmp_path / "err").read_text())):
                 await trio.sleep(0.02)
-        go.unlink(missing_ok=True)
+        go.unlink()
         before = resident(running.pid)
         outcomes: list[StoreOutcome] = []
         waiting = iter(objects)
@@ -179,13 +179,15 @@ async def test_a_stalled_disk_of_a_server(tmp_path: Path, verb: str, window: int
 async def test_a_stalled_disk_of_get(tmp_path: Path) -> None:
     old = FakeArchive([make_instance(n, size=OBJECT_BYTES) for n in range(OBJECTS)])
     folder, go = tmp_path / "got", tmp_path / "go"
+    go.touch()  # while it opens its folder
     async with old.running("OLD") as source:
         keys = ("-S", "-k", "StudyInstanceUID=1.2.3.1", "-od", folder)
         line = ("-c", BLOCKED_DISK, go, "get", str(source), *keys)
         async with process(tmp_path, *line) as running:
             with trio.fail_after(30):
                 while not old.requests:
-                    await trio.sleep(0.01)
+                    await trio.sleep(0.001)
+            go.unlink()
             before = resident(running.pid)
             sent = await stalled(lambda: len(old.sent))
             assert sent < OBJECTS

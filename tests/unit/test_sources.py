@@ -17,7 +17,7 @@ from dcmhaul.objects.sources import (
     candidates,
     open_entries,
 )
-from tests.datasets import FILES, TRUNCATED, part10, plain_dataset, real_files
+from tests.datasets import FILES, TRUNCATED, element, part10, plain_dataset, real_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,6 +159,43 @@ async def test_cold_files_are_opened_in_a_thread(
         second = await source.take()
     assert second is not None
     assert second.path == str(tree / "a" / "2")
+
+
+@pytest.mark.parametrize("cold", [False, True])
+async def test_one_file_is_opened_ahead_and_nothing_is_lost(
+    tree: Path, cold: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(path: str, *, nowait: bool = False) -> FileInstance:
+        if cold and nowait:
+            raise BlockingIOError
+        return open_instance(path)
+
+    monkeypatch.setattr(sources, "open_instance", opened)
+    before = len(os.listdir("/proc/self/fd"))
+    reported: list[SkippedEntry | FailedEntry] = []
+    source = FileSource(candidates([tree]), report=reported.append)
+    paths = []
+    source.look_ahead()
+    while (instance := await source.take()) is not None:
+        paths.append(os.path.relpath(instance.path, tree))
+        instance.close()
+        source.look_ahead()
+        source.look_ahead()
+        assert len(os.listdir("/proc/self/fd")) <= before + (not cold)
+    assert paths == ["b", "a/10", "a/2", "a/linked", "a/c/x"]
+    assert [type(entry) for entry in reported] == [SkippedEntry, FailedEntry]
+    assert (source.opened, source.skipped, source.failed) == (5, 1, 1)
+
+
+async def test_what_was_opened_ahead_and_not_taken_is_closed(tmp_path: Path) -> None:
+    pixels = element(0x7FE00010, "OW", bytes(1 << 20))
+    (tmp_path / "large").write_bytes(part10(plain_dataset(extra=pixels)))
+    before = len(os.listdir("/proc/self/fd"))
+    source = FileSource(candidates([tmp_path]))
+    source.look_ahead()
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    source.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_long_row_of_skipped_files_lets_other_tasks_run(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ It decides nothing about exit codes and prints nothing; what happens to each fil
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from dataclasses import dataclass
 from functools import partial
@@ -174,9 +175,10 @@ class FileSender:
         paths = chain.from_iterable(repeat(group.paths, times))
         source = FileSource(paths, report=self._missed)
         self._total = len(group.paths) * times
-        async with flat_nursery() as nursery:
-            for _ in range(min(self._pool.policy.size, self._total)):
-                nursery.start_soon(self._work, source, request)
+        with contextlib.closing(source):
+            async with flat_nursery() as nursery:
+                for _ in range(min(self._pool.policy.size, self._total)):
+                    nursery.start_soon(self._work, source, request)
         return self._total - self._taken
 
     async def _work(self, source: FileSource, request: AssociationRequest) -> None:
@@ -190,7 +192,9 @@ class FileSender:
                         self._opening.discard(opening)
                         self._opened(association)
                         scu = StorageScu(association, window=self._window)
-                        await scu.run(partial(self._take, source), self._answered)
+                        await scu.run(
+                            partial(self._take, source), self._answered, source.look_ahead
+                        )
                         if self._abort:
                             await association.abort()
             except PoolExhausted as exc:

@@ -1,10 +1,11 @@
 """Where instances to be sent come from: files and folders, opened one by one as they are asked for.
 
-Must not know to whom they go, and must not hold more of them open than were taken.
+Must not know to whom they go, and must not hold more of them open than were taken, and one ahead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -118,6 +119,7 @@ class FileSource:
         report: Callable[[SkippedEntry | FailedEntry], None] | None = None,
     ) -> None:
         self._candidates = iter(found)
+        self._ahead: str | FileInstance | SkippedEntry | FailedEntry | None = None
         self._report = report
         self.opened = 0
         self.skipped = 0
@@ -125,8 +127,10 @@ class FileSource:
 
     async def take(self) -> FileInstance | None:
         """The next instance, which the taker closes; None once there is no more."""
-        for passed, candidate in enumerate(self._candidates, 1):
-            if isinstance(candidate, FailedEntry):
+        passed = 0
+        while (candidate := self._next()) is not None:
+            passed += 1
+            if not isinstance(candidate, str):
                 entry: FileInstance | SkippedEntry | FailedEntry = candidate
             else:
                 try:
@@ -147,6 +151,25 @@ class FileSource:
             if passed % _CHECKPOINT_EVERY == 0:
                 await trio.lowlevel.checkpoint()
         return None
+
+    def look_ahead(self) -> None:
+        """Opens the next file, if that waits for no disk: for a taker that waits for its peer anyway."""
+        if self._ahead is not None:
+            return
+        self._ahead = candidate = self._next()
+        if isinstance(candidate, str):
+            with contextlib.suppress(BlockingIOError):
+                self._ahead = open_entry(candidate, nowait=True)
+
+    def close(self) -> None:
+        """Nothing more will be taken."""
+        if isinstance(self._ahead, FileInstance):
+            self._ahead.close()
+        self._ahead = None
+
+    def _next(self) -> str | FileInstance | SkippedEntry | FailedEntry | None:
+        ahead, self._ahead = self._ahead, None
+        return ahead if ahead is not None else next(self._candidates, None)
 
 
 def _opened_in_thread(path: str) -> FileInstance | SkippedEntry | FailedEntry:

@@ -239,8 +239,11 @@ class StorageScu:
         self,
         take: Callable[[], Awaitable[OutgoingInstance | None]],
         report: Callable[[StoreOutcome], None],
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         """Sends what `take` gives until it gives None; `report` hears of each, and closes nothing.
+
+        `meanwhile` is called before each wait for responses, while the peer is busy.
 
         Where the association breaks, every unanswered instance is reported with the error (its outcome
         is unknown), then the error is raised; instances not taken yet are untouched. Cancelled, it closes
@@ -269,6 +272,8 @@ class StorageScu:
                     if exhausted:
                         return
                     continue
+                if meanwhile is not None and not exhausted:
+                    meanwhile()
                 await self._take_response(report)
                 while association.has_buffered() and outstanding:
                     await self._take_response(report)

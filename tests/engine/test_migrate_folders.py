@@ -204,5 +204,5 @@ async def test_from_a_folder_to_a_folder(tmp_path: Path) -> None:
 
 
 async def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no folder"):
+    with pytest.raises(ConfigurationError, match="does not exist"):
         await run(options(tmp_path, tmp_path / "absent", tmp_path / "new"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcmhaul.cli.options import metrics_option, network_options, server_options, verb
+from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from dcmhaul.cli.server import Server
@@ -82,6 +83,8 @@ def command(
 
     from dcmhaul.cli.server import Server, listening_port
 
+    if not folder:
+        raise ConfigurationError("--dir takes the folder that keeps everything, not ''")
     server = Server(
         session,
         session.network(network),

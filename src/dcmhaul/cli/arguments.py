@@ -78,7 +78,7 @@ def normalise(
         if word == "--":
             result += words[position - 1 :]
             break
-        if len(word) == 1 or word[0] not in "-+":
+        if len(word) < 2 or word[0] not in "-+":
             result.append(word)
         elif word in values:
             # The words after an option are its values, whatever they look like.

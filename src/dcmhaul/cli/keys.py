@@ -265,7 +265,9 @@ def read_query_file(path: str) -> Identifier:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     except Exception as error:
         # pydicom raises many kinds; whichever it is, this file is no query.
-        raise ConfigurationError(f"{path}: no DICOM query file ({type(error).__name__})") from error
+        raise ConfigurationError(
+            f"{path}: no DICOM query file, whose elements are keys ({type(error).__name__})"
+        ) from error
 
 
 def _is_known(tag: int) -> bool:

@@ -259,7 +259,9 @@ def _text(summary: MigrationSummary) -> str:
     if rest:
         lines.append(f"  {rest}")
     if summary.verify != "none" and not summary.dry_run:
-        lines.append(f"  verified: {summary.verify}{_read_back(summary)}")
+        whole = summary.studies_done == summary.studies > 0 and not summary.unverified
+        word = "verified" if whole and not summary.differing else "verification"
+        lines.append(f"  {word}: {summary.verify}{_read_back(summary)}")
     return "\n".join(lines)
 
 

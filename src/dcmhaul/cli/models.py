@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -76,8 +77,14 @@ def relational(sop_class_uid: str) -> SopClassExtendedNegotiation:
 
 
 def json_object(dataset: Dataset) -> dict[str, Any]:
-    """The match as a DICOM JSON object (PS3.18 Annex F); values that cannot be read are left out."""
-    result: dict[str, Any] = dataset.to_json_dict(suppress_invalid_tags=True)
+    """The match as a DICOM JSON object (PS3.18 Annex F); values that cannot be read are left out.
+
+    Values that break the rules of their VR are kept: pydicom's suppress_invalid_tags drops them.
+    """
+    result: dict[str, Any] = {}
+    for tag in sorted(dataset.keys()):
+        with contextlib.suppress(Exception):
+            result[f"{tag:08X}"] = dataset[tag].to_json_dict(None, 1024)
     return result
 
 

@@ -129,7 +129,8 @@ def command(
     with ExitStack() as stack:
         checked = [_spooled(stack) if path == "-" else path for path in paths]
         _check_paths(session, checked, folders=session.name != "storescu" or scan)
-        trio.run(_Send(session, settings, count).run, checked)
+        names = {found: path for found, path in zip(checked, paths, strict=True) if path == "-"}
+        trio.run(_Send(session, settings, count, names).run, checked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,8 @@ def _check_paths(session: Session, paths: list[str], *, folders: bool) -> None:
         raise ConfigurationError(f"{session.name} needs a PATH: what is to be sent")
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
-        raise ConfigurationError(f"no such file or folder: {', '.join(missing)}")
+        shown = ", ".join(path or "''" for path in missing)
+        raise ConfigurationError(f"no such file or folder: {shown}")
     if not folders:
         found = [path for path in paths if os.path.isdir(path)]
         if found:
@@ -186,9 +188,15 @@ def _identity(session: Session, user: str | None, password: str | None) -> UserI
 
 
 class _Send:
-    """One run: counts what is reported, and says what failed."""
+    """One run: counts what is reported, and says what failed.
 
-    def __init__(self, session: Session, settings: _Settings, count: TransferCount) -> None:
+    names: what a file is called in messages, where that is not its path.
+    """
+
+    def __init__(
+        self, session: Session, settings: _Settings, count: TransferCount, names: dict[str, str]
+    ) -> None:
+        self.names = names
         self.session = session
         self.settings = settings
         self.count = count
@@ -300,7 +308,7 @@ class _Send:
         if outcome.status is not None:
             self.session.begun = True
             self.count.operation(time.perf_counter(), outcome.seconds)
-        label = outcome.instance.label
+        label = self._name(outcome.instance.label)
         if outcome.status is not None and (code := for_status(outcome.status)) is Exit.OK:
             self.count.instances += 1
             self.count.byte_count += outcome.length
@@ -338,11 +346,15 @@ class _Send:
         self.settled += self.planned is not None
         if isinstance(entry, FailedEntry):
             self.count.failed += 1
-            self._failed(entry.path, Exit.PERMANENT, str(entry.error), None)
+            self._failed(self._name(entry.path), Exit.PERMANENT, str(entry.error), None)
             return
         self.count.skipped += 1
-        self.session.console.warn(f"skipped: {entry.path}: {entry.reason}")
-        self.session.answer.record({"type": "skipped", "path": entry.path, "reason": entry.reason})
+        path = self._name(entry.path)
+        self.session.console.warn(f"skipped: {path}: {entry.reason}")
+        self.session.answer.record({"type": "skipped", "path": path, "reason": entry.reason})
+
+    def _name(self, path: str) -> str:
+        return self.names.get(path, path)
 
     def _failed(self, path: str, code: int, text: str, status: int | None) -> None:
         self.session.code(code)

@@ -63,6 +63,8 @@ def command(
     from dcmhaul.objects.synth import write_studies
 
     session.summary = {"instances": 0, "bytes": 0}
+    if not folder:
+        raise ConfigurationError("synth takes the folder to write below, not ''")
     try:
         files, length = write_studies(
             folder,

@@ -30,7 +30,7 @@ from dcmhaul.migrate.inventory import (
     QueryFailed,
     find_studies,
 )
-from dcmhaul.migrate.plan import check_filter
+from dcmhaul.migrate.plan import check_filter, text_path
 from dcmhaul.migrate.readback import (
     CannotBeRead,
     FolderReader,
@@ -262,7 +262,9 @@ class _FolderEnd:
         self._filter = options.filter
         self._spool = spool
         self._say = say
-        self.reader: Reader = FolderReader(lambda instance: str(folder / instance.locator))
+        self.reader: Reader = FolderReader(
+            lambda instance: str(folder / text_path(instance.locator))
+        )
 
     async def list_studies(self) -> None:
         async with aclosing(FolderInventory(self._folder, Dataset()).batches()) as batches:

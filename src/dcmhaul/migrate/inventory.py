@@ -15,7 +15,7 @@ from pydicom.errors import InvalidDicomError
 from dcmhaul import uids
 from dcmhaul.archive.matching import InvalidKey, Matcher, is_universal, make_matcher
 from dcmhaul.errors import ConfigurationError, DcmhaulError, InstanceError, NotDicom
-from dcmhaul.migrate.plan import ExpectedInstance
+from dcmhaul.migrate.plan import ExpectedInstance, path_text, text_path
 from dcmhaul.migrate.tables import Exclusion, StudyListing
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.canonical import DatasetDigest
@@ -312,7 +312,7 @@ class FolderInventory:
         return Exclusion(locator=self._locator(path), kind=kind, reason=str(reason))
 
     def _locator(self, path: str) -> str:
-        return os.path.relpath(path, self._folder)
+        return path_text(os.path.relpath(path, self._folder))
 
     def _examine(self, path: str) -> FolderFinding | Exclusion | None:
         try:
@@ -398,7 +398,7 @@ def duplicate_exclusion(folder: Path, first: str, second: str) -> Exclusion:
     try:
         digests = []
         for locator in (first, second):
-            instance = open_instance(os.path.join(folder, locator))
+            instance = open_instance(os.path.join(folder, text_path(locator)))
             try:
                 digests.append((instance.transfer_syntax_uid, dataset_digest(instance)))
             finally:

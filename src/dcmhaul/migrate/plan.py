@@ -44,9 +44,11 @@ __all__ = [
     "is_sampled",
     "job_name",
     "parse_verification",
+    "path_text",
     "plan_requests",
     "retrieve_identifier",
     "satisfies",
+    "text_path",
 ]
 
 Endpoint = Peer | Path
@@ -206,7 +208,22 @@ def identity(options: MigrateOptions) -> JobIdentity:
 
 
 def _endpoint_text(endpoint: Endpoint) -> str:
-    return str(endpoint.absolute()) if isinstance(endpoint, Path) else str(endpoint)
+    return path_text(str(endpoint.absolute())) if isinstance(endpoint, Path) else str(endpoint)
+
+
+def path_text(path: str) -> str:
+    """A path as the ledger keeps it, which is UTF-8: other bytes become `\\xNN`, a backslash two."""
+    doubled = path.replace("\\", "\\\\")
+    return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def text_path(text: str) -> str:
+    """The path that `path_text` wrote down."""
+
+    def original(escape: re.Match[str]) -> str:
+        return os.fsdecode(bytes.fromhex(escape[1])) if escape[1] else "\\"
+
+    return re.sub(r"\\(?:\\|x([89a-f][0-9a-f]))", original, text)
 
 
 def job_name(options: MigrateOptions) -> str:

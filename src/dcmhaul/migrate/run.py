@@ -30,7 +30,14 @@ from dcmhaul.errors import ConfigurationError
 from dcmhaul.migrate.inventory import InstanceQuery, QueryFailed
 from dcmhaul.migrate.ledger import Ledger, open_ledger
 from dcmhaul.migrate.listing import list_folder, list_peer
-from dcmhaul.migrate.plan import MigrateOptions, check_filter, identity, job_name, satisfies
+from dcmhaul.migrate.plan import (
+    MigrateOptions,
+    check_filter,
+    identity,
+    job_name,
+    satisfies,
+    text_path,
+)
 from dcmhaul.migrate.readback import FolderReader, PeerReader, Reader
 from dcmhaul.migrate.report import MigrationSummary, Progress, summarise
 from dcmhaul.migrate.study import Next, StudyWork, make_work
@@ -89,9 +96,13 @@ async def migrate(
     """
     check_filter(options.filter)
     if isinstance(options.source, Path) and not options.source.is_dir():
-        raise ConfigurationError(f"there is no folder {str(options.source)!r}")
+        what = "is no folder" if options.source.exists() else "does not exist"
+        raise ConfigurationError(f"the source {str(options.source)!r} {what}")
     if options.source == options.destination:
         raise ConfigurationError("source and destination are the same")
+    if _within(options.destination, options.source):
+        # What is written would be found as the source's own by the next run.
+        raise ConfigurationError("the destination lies within the source: name a folder beside it")
     started = time.monotonic()
     with ExitStack() as stack:
         url = options.ledger_url
@@ -113,6 +124,14 @@ async def migrate(
             )
             summary = await migration.run()
     return replace(summary, wall_seconds=time.monotonic() - started)
+
+
+def _within(inner: Peer | Path, outer: Peer | Path) -> bool:
+    return (
+        isinstance(inner, Path)
+        and isinstance(outer, Path)
+        and inner.resolve().is_relative_to(outer.resolve())
+    )
 
 
 def _folder_sinks(folder: Path) -> FolderSinks:
@@ -193,7 +212,7 @@ class _Migration:
     def _reader(self, endpoint: Peer | Path) -> Reader:
         """Reads have associations of their own: a transfer may wait for a verification, never the reverse."""
         if isinstance(endpoint, Path):
-            return FolderReader(lambda instance: str(endpoint / instance.locator))
+            return FolderReader(lambda instance: str(endpoint / text_path(instance.locator)))
         pool = self._pool(endpoint, VERIFIERS)
         assert pool is not None
         # Something was moved or asked before: a refusal now is no reason to give up at once.

@@ -188,7 +188,7 @@ class StudyWork:
         if outcome.status is not None:
             self.last_status = outcome.status
             decision = decide_status(outcome.status, self.attempts[uid], self.policy)
-            text = f"0x{outcome.status:04X} {describe(outcome.status, 'C-STORE')}"
+            text = describe(outcome.status, "C-STORE")
             if outcome.error_comment:
                 text += f": {outcome.error_comment}"
         else:

@@ -25,6 +25,7 @@ from dcmhaul.migrate.plan import (
     choose_contexts,
     plan_requests,
     retrieve_identifier,
+    text_path,
 )
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.instances import IncomingInstance, StoreRefused
@@ -370,7 +371,8 @@ class _FolderWorker:
 
     async def _open(self, item: FileItem) -> _Opened | None:
         """The file, checked and digested; None where it cannot travel, which is then reported."""
-        path = os.path.join(self._folder, item.work.expected[item.sop_instance_uid].locator)
+        locator = item.work.expected[item.sop_instance_uid].locator
+        path = os.path.join(self._folder, text_path(locator))
         try:
             instance, digest = await trio.to_thread.run_sync(
                 _open_and_digest, path, self._job.options.compares_content

@@ -24,6 +24,7 @@ from dcmhaul.protocol.events import (
     AssociationAccepted,
     AssociationRejectedEvent,
     Event,
+    ProviderAborted,
     Role,
 )
 from dcmhaul.protocol.negotiation import AssociationRequest, requestor_agreement
@@ -134,8 +135,8 @@ async def _negotiate(
         raise AssociationRejected(
             rj.result, rj.source, rj.reason, f"{peer}: the association was {text}"
         )
-    if isinstance(event, Aborted) or upper.close_transport:
-        source, reason = (event.source, event.reason) if isinstance(event, Aborted) else (2, 0)
+    if isinstance(event, Aborted) or (isinstance(event, ProviderAborted) and not event.local):
+        source, reason = event.source, event.reason
         observer.association_aborted(Role.REQUESTOR, "peer", source, reason)
         raise AssociationAborted(
             source, reason, f"{peer}: the association was {describe_abort(source, reason)}"

@@ -140,6 +140,8 @@ class Folder:
         self.path = os.fspath(path)
         self._mode = mode
         make_folder(self.path, durable=durable)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "nothing can be written there", self.path)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._nameless = bool(_O_TMPFILE) and os.path.isdir("/proc/self/fd")
         self._rename_lock = threading.Lock()

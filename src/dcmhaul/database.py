@@ -407,16 +407,6 @@ class Database:
         """As `Writer.submit`."""
         return await self.writer.submit(function, after=after)
 
-    async def submit_prepared(
-        self,
-        prepare: Callable[[], Prepared[T]],
-        settle: Callable[[T | None, Exception | None], None],
-        *,
-        inline: bool = False,
-    ) -> None:
-        """As `Writer.submit_prepared`."""
-        await self.writer.submit_prepared(prepare, settle, inline=inline)
-
     async def read(self, function: Callable[[Connection], T]) -> T:
         """Runs `function(connection)` in a thread on a connection that cannot write; returns its
         result.
@@ -472,9 +462,11 @@ async def open_database(
         reading = _engine(parsed, begin="BEGIN", synchronous=synchronous)
         stack.callback(writing.dispose)
         stack.callback(reading.dispose)
+        if parsed.get_backend_name() == "postgresql":
+            event.listen(writing, "begin", lambda connection: _hold_lock(connection, kind))
         writer = Writer(writing, batch_jobs=batch_jobs, queued_jobs=queued_jobs)
         try:
-            await trio.to_thread.run_sync(_prepare, writing, lock, metadata, kind, version)
+            await trio.to_thread.run_sync(_prepare, writing, metadata, kind, version)
             await writer._start()
         except (SQLAlchemyError, OSError) as exc:
             shown = parsed.render_as_string(hide_password=True)
@@ -579,10 +571,8 @@ def _lock(url: URL) -> _Lock:
     return _Lock(descriptor)
 
 
-def _prepare(engine: Engine, lock: _Lock, metadata: sa.MetaData, kind: str, version: int) -> None:
+def _prepare(engine: Engine, metadata: sa.MetaData, kind: str, version: int) -> None:
     """Makes the tables where there are none; refuses what is not exactly this kind and version."""
-    if engine.dialect.name == "postgresql":
-        lock.session = _advisory_lock(engine, kind)
     with engine.begin() as connection:
         tables = sa.inspect(connection).get_table_names()
         if SCHEMA.name not in tables:
@@ -606,14 +596,24 @@ def _prepare(engine: Engine, lock: _Lock, metadata: sa.MetaData, kind: str, vers
 
 def _advisory_lock(engine: Engine, kind: str) -> Connection:
     session = engine.connect()
-    taken = session.execute(
-        sa.select(sa.func.pg_try_advisory_lock(sa.func.hashtext(f"dcmhaul {kind}")))
-    ).scalar_one()
-    session.rollback()
-    if not taken:
+    try:
+        _hold_lock(session, kind)
+    except ConfigurationError:
         session.close()
-        raise ConfigurationError(f"another process is writing the database {_shown(engine)}")
+        raise
+    session.rollback()
     return session
+
+
+def _hold_lock(connection: Connection, kind: str) -> None:
+    """The session's own lock, which ends with it: a new one after a lost connection takes it anew."""
+    if connection.info.get("dcmhaul lock"):
+        return
+    taken = sa.select(sa.func.pg_try_advisory_lock(sa.func.hashtext(f"dcmhaul {kind}")))
+    if not connection.execute(taken).scalar_one():
+        shown = _shown(connection.engine)
+        raise ConfigurationError(f"another process is writing the database {shown}")
+    connection.info["dcmhaul lock"] = True
 
 
 def _shown(engine: Engine) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from dcmhaul import uids
 from dcmhaul.archive import open_archive
@@ -57,3 +58,33 @@ async def test_a_job_that_fails_is_undone_alone(tmp_path: Path, postgresql_url: 
         with pytest.raises(Exception, match="division by zero"):
             await database.submit(lambda c: c.exec_driver_sql("SELECT 1/0"))
         assert (await store(archive, instance())).status == 0
+
+
+async def test_a_server_that_drops_its_connections(tmp_path: Path, postgresql_url: str) -> None:
+    """As at its restart: what was under way is A700, the next one is stored, and the lock is held again."""
+    async with serving(tmp_path / "a", database_url=postgresql_url) as served:
+        archive = served.archive
+        assert (await store(archive, instance(1))).status == 0
+        await trio.to_thread.run_sync(drop_connections, postgresql_url)
+        reply = await store(archive, instance(2))
+        assert reply.status == 0xA700
+        assert reply.error_comment == "cannot store: the index cannot be written"
+        assert (await store(archive, instance(2))).status == 0
+        found, status = await served.find("STUDY", PatientID="")
+        assert (sorted(values(found, "PatientID")), status) == (["ID1", "ID2"], 0)
+        with pytest.raises(ConfigurationError, match="another process"):
+            async with open_archive(tmp_path / "b", database_url=postgresql_url):
+                pass
+    async with open_archive(tmp_path / "a", database_url=postgresql_url) as archive:
+        assert archive.recovery.missing == []
+        assert len(await contents(archive)) == 2
+
+
+def drop_connections(url: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )

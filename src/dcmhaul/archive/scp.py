@@ -245,7 +245,7 @@ class Archive:
         with trio.CancelScope(
             shield=True, deadline=trio.current_time() + instances.PATIENCE_SECONDS
         ):
-            await self._database.submit_prepared(
+            await self._database.writer.submit_prepared(
                 partial(self._prepare, received),
                 settle,
                 inline=self.durability is Durability.NONE,

@@ -164,6 +164,16 @@ async def test_a_destination_that_cannot_be_read_back_is_named(tmp_path: Path) -
     assert "destination.unreadable" in report(tmp_path, "html")
 
 
+async def test_a_job_that_matched_nothing(tmp_path: Path) -> None:
+    async with job(tmp_path, FakeArchive(), FakeArchive()) as options:
+        assert (await run(options)).exit_code == 4
+    data = as_json(tmp_path)
+    assert (data["complete"], data["verdict"]) == (
+        True,
+        "No study matched: there was nothing to move",
+    )
+
+
 async def test_a_start_that_reached_nobody_has_an_end(tmp_path: Path) -> None:
     async with job(tmp_path, FakeArchive([make_instance(1)]), FakeArchive()) as options:
         pass  # both are gone

@@ -77,6 +77,8 @@ def verdict(account: JobAccount) -> tuple[bool, str]:
         bad = [f"the job is not finished ({job.state})"]
     if bad:
         return False, f"Not complete: {', '.join(bad)}"
+    if not totals.studies:
+        return True, "No study matched: there was nothing to move"
     if job.verify in ("", "none"):
         return True, f"All {job.held} instances were acknowledged; nothing was verified"
     return True, f"All {job.held} instances are at the destination; verified: {job.verify}"

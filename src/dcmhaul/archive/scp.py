@@ -261,8 +261,10 @@ class Archive:
         doubtful, self._doubtful = self._doubtful, []
         try:
             named = await self._database.submit(partial(_named, doubtful))
-        except DatabaseError:
+        except (DatabaseError, trio.Cancelled) as exc:
             self._doubtful += doubtful
+            if isinstance(exc, trio.Cancelled):
+                raise
             return
         for place in doubtful:
             if place not in named:

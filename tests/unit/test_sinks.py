@@ -217,9 +217,7 @@ async def test_a_sync_that_fails_is_final(
         monkeypatch.setattr(os, call, failing)
         reply = await store(sinks, plain_dataset())
         monkeypatch.undo()
-        assert reply == StoreReply(
-            status=0xA700, error_comment="cannot store: Input/output error"
-        )
+        assert reply == StoreReply(status=0xA700, error_comment="cannot store: Input/output error")
         assert calls == 1
         assert names(tmp_path) == []
         assert descriptors() == before

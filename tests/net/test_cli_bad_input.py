@@ -161,3 +161,15 @@ def test_a_status_of_the_destination_is_said_once(
     assert code == 5
     (line,) = (line for line in err.splitlines() if line.startswith("failed: "))
     assert line.count("0xA700") == 1
+
+
+@pytest.mark.parametrize("verb", ["receive", "archive"])
+def test_a_port_that_is_taken_is_one_line(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        where = (port, "--discard") if verb == "receive" else ("--dir", tmp_path, "--port", port)
+        code, out, err = run(capsys, verb, *map(str, where), "--bind", "127.0.0.1")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err

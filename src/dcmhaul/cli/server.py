@@ -131,7 +131,6 @@ class Server:
         }
         self.count = TransferCount()
         session.summary_fields = self.count.fields
-        session.summary_text = partial(self.count.text, "received")
 
     async def serve(
         self,
@@ -173,6 +172,7 @@ class Server:
                         ),
                     )
                 )
+                self.session.summary_text = partial(self.count.text, "received")
                 for host, port in addresses:
                     shown = f"[{host}]" if ":" in host else host
                     self.session.console.always(f"listening on {shown}:{port} as {self.ae_title}")

@@ -206,3 +206,19 @@ async def test_from_a_folder_to_a_folder(tmp_path: Path) -> None:
 async def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="does not exist"):
         await run(options(tmp_path, tmp_path / "absent", tmp_path / "new"))
+
+
+async def test_a_source_that_was_empty_is_looked_at_again(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    asked = replace(options(tmp_path, tmp_path / "old", tmp_path / "new"), job=None)
+    told: list[Progress] = []
+    empty = await run(asked, progress=told.append)
+    assert (empty.studies, empty.exit_code) == (0, 4)
+    assert f"job {empty.job}" in [progress.notice for progress in told]
+    again = await run(asked)
+    assert (again.studies, again.exit_code) == (0, 4)
+    write(tmp_path / "old", kinds())
+    filled = await run(asked)
+    assert (filled.studies, filled.instances, filled.exit_code) == (3, 15, 0)
+    finished = await run(asked)
+    assert (finished.instances, finished.already, finished.exit_code) == (0, 15, 0)

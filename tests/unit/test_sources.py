@@ -38,7 +38,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def relative(found: list[str | FailedEntry], root: Path) -> list[str]:
+def relative(found: list[str | SkippedEntry | FailedEntry], root: Path) -> list[str]:
     return [os.path.relpath(entry, root) for entry in found if isinstance(entry, str)]
 
 
@@ -47,6 +47,13 @@ def test_folders_give_their_files_sorted_then_their_subfolders(tree: Path) -> No
     assert relative(found, tree) == ["b", "readme", "a/10", "a/2", "a/linked", "a/c/x", "c/y"]
     assert relative(list(candidates([tree], recursive=False)), tree) == ["b", "readme"]
     assert list(candidates([tree])) == found
+
+
+def test_a_link_to_a_folder_is_told_and_not_followed(tree: Path) -> None:
+    link = str(tree / "a" / "back")
+    (skipped,) = (entry for entry in candidates([tree]) if not isinstance(entry, str))
+    assert skipped == SkippedEntry(path=link, reason="a link to a folder, which is not followed")
+    assert str(tree / "a" / "back" / "b") in list(candidates([link]))
 
 
 def test_paths_come_in_the_order_given_and_files_as_they_are(tree: Path) -> None:
@@ -97,11 +104,12 @@ def test_entries_are_what_they_prove_to_be(tree: Path) -> None:
         "FileInstance",
         "FileInstance",
         "FileInstance",
+        "SkippedEntry",
         "FileInstance",
         "FailedEntry",
         "FailedEntry",
     ]
-    skipped, truncated, missing = entries[1], entries[6], entries[7]
+    skipped, truncated, missing = entries[1], entries[7], entries[8]
     assert isinstance(skipped, SkippedEntry)
     assert skipped.reason.startswith("not a DICOM file")
     assert isinstance(truncated, FailedEntry)
@@ -183,8 +191,8 @@ async def test_one_file_is_opened_ahead_and_nothing_is_lost(
         source.look_ahead()
         assert len(os.listdir("/proc/self/fd")) <= before + (not cold)
     assert paths == ["b", "a/10", "a/2", "a/linked", "a/c/x"]
-    assert [type(entry) for entry in reported] == [SkippedEntry, FailedEntry]
-    assert (source.opened, source.skipped, source.failed) == (5, 1, 1)
+    assert [type(entry) for entry in reported] == [SkippedEntry, SkippedEntry, FailedEntry]
+    assert (source.opened, source.skipped, source.failed) == (5, 2, 1)
 
 
 async def test_what_was_opened_ahead_and_not_taken_is_closed(tmp_path: Path) -> None:

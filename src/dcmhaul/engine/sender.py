@@ -103,7 +103,7 @@ async def scan_files(
         seen = 0
         for candidate in islice(found, _SCAN_BATCH):
             seen += 1
-            if isinstance(candidate, FailedEntry):
+            if isinstance(candidate, SkippedEntry | FailedEntry):
                 others.append(candidate)
                 continue
             known = glance_at(candidate)

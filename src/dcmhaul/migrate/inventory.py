@@ -20,7 +20,7 @@ from dcmhaul.migrate.tables import Exclusion, StudyListing
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.canonical import DatasetDigest
 from dcmhaul.objects.part10 import open_instance
-from dcmhaul.objects.sources import FailedEntry, candidates
+from dcmhaul.objects.sources import FailedEntry, SkippedEntry, candidates
 from dcmhaul.services.identifiers import encode_identifier
 from dcmhaul.services.query import QueryModel, find
 from dcmhaul.wire._elements import ElementFault, ElementWalker
@@ -293,13 +293,17 @@ class FolderInventory:
                 return
             yield batch
 
-    def _next(self, paths: Iterator[str | FailedEntry]) -> list[FolderFinding | Exclusion] | None:
+    def _next(
+        self, paths: Iterator[str | SkippedEntry | FailedEntry]
+    ) -> list[FolderFinding | Exclusion] | None:
         found: list[FolderFinding | Exclusion] = []
         for seen, candidate in enumerate(paths, 1):
             if isinstance(candidate, FailedEntry):
                 finding: FolderFinding | Exclusion | None = self._excluded(
                     candidate.path, "failed", candidate.error
                 )
+            elif isinstance(candidate, SkippedEntry):
+                finding = self._excluded(candidate.path, "skipped", candidate.reason)
             else:
                 finding = self._examine(candidate)
             if finding is not None:

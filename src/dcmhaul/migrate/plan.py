@@ -42,6 +42,7 @@ __all__ = [
     "filter_text",
     "identity",
     "is_sampled",
+    "is_within",
     "job_name",
     "parse_verification",
     "path_text",
@@ -224,6 +225,15 @@ def text_path(text: str) -> str:
         return os.fsdecode(bytes.fromhex(escape[1])) if escape[1] else "\\"
 
     return re.sub(r"\\(?:\\|x([89a-f][0-9a-f]))", original, text)
+
+
+def is_within(inner: Endpoint, outer: Endpoint) -> bool:
+    """Whether both are folders, and the one is the other or lies below it, links followed."""
+    return (
+        isinstance(inner, Path)
+        and isinstance(outer, Path)
+        and inner.resolve().is_relative_to(outer.resolve())
+    )
 
 
 def job_name(options: MigrateOptions) -> str:

@@ -34,6 +34,7 @@ from dcmhaul.migrate.plan import (
     MigrateOptions,
     check_filter,
     identity,
+    is_within,
     job_name,
     satisfies,
     text_path,
@@ -100,7 +101,7 @@ async def migrate(
         raise ConfigurationError(f"the source {str(options.source)!r} {what}")
     if options.source == options.destination:
         raise ConfigurationError("source and destination are the same")
-    if _within(options.destination, options.source):
+    if is_within(options.destination, options.source):
         # What is written would be found as the source's own by the next run.
         raise ConfigurationError("the destination lies within the source: name a folder beside it")
     started = time.monotonic()
@@ -124,14 +125,6 @@ async def migrate(
             )
             summary = await migration.run()
     return replace(summary, wall_seconds=time.monotonic() - started)
-
-
-def _within(inner: Peer | Path, outer: Peer | Path) -> bool:
-    return (
-        isinstance(inner, Path)
-        and isinstance(outer, Path)
-        and inner.resolve().is_relative_to(outer.resolve())
-    )
 
 
 def _folder_sinks(folder: Path) -> FolderSinks:
@@ -258,12 +251,18 @@ class _Migration:
         self._verifier.run_id = self._run.id
         if self._run.resumed:
             self._tracker.notice(f"job {self._job} is in the ledger: it goes on where it was")
+        elif self.options.job is None:
+            self._tracker.notice(f"job {self._job}")
         if self.options.verify != "none":
             level = self.options.verify_level
             recorded = await self._ledger.verified_levels(self._run.id)
             self._levels = [level, *(other for other in recorded if satisfies(other, level))]
         if self._run.state is RunState.DONE and not await self._unfinished():
-            return await self._close("")
+            if (await self._ledger.totals(self._run.id)).studies:
+                return await self._close("")
+            # Nothing was found then; there may be something now.
+            await self._ledger.set_run_state(self._run.id, RunState.LISTING, {})
+            self._run = replace(self._run, state=RunState.LISTING)
         error = ""
         with self.stop.cancel_scope:
             try:

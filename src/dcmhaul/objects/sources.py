@@ -40,29 +40,30 @@ class FailedEntry:
     error: InstanceError
 
 
-def _entries_of(folder: str) -> tuple[list[str], list[str]]:
-    """Files and subfolders, each sorted by name."""
+def _entries_of(folder: str) -> tuple[list[str], list[str], list[str]]:
+    """Files, subfolders, and links to folders, each sorted by name."""
     files: list[str] = []
     folders: list[str] = []
+    links: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            # A linked folder is passed over, for it may lead back to where we came from.
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
-            elif not (entry.is_symlink() and entry.is_dir()):
+            elif entry.is_symlink() and entry.is_dir():
+                links.append(entry.path)
+            else:
                 files.append(entry.path)
-    files.sort()
-    folders.sort()
-    return files, folders
+    return sorted(files), sorted(folders), sorted(links)
 
 
 def candidates(
     paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True
-) -> Iterator[str | FailedEntry]:
+) -> Iterator[str | SkippedEntry | FailedEntry]:
     """The files that `paths` stand for, lazily: files as they are, folders with their content.
 
-    The files of a folder come sorted by name, then its subfolders if `recursive`. A folder that
-    cannot be listed is a FailedEntry. Nothing is opened, so nothing is known of the files yet.
+    The files of a folder come sorted by name, then its subfolders if `recursive`. A link to a folder
+    is a SkippedEntry, for it may lead back to where we came from; one among `paths` is followed. A folder
+    that cannot be listed is a FailedEntry. Nothing is opened, so nothing is known of the files yet.
     """
     for path in paths:
         text = os.fspath(path)
@@ -73,13 +74,17 @@ def candidates(
         while pending:
             folder = pending.pop()
             try:
-                files, folders = _entries_of(folder)
+                files, folders, links = _entries_of(folder)
             except OSError as error:
                 cause = UnreadableInstance(f"the folder cannot be listed: {error.strerror}")
                 yield FailedEntry(path=folder, error=cause)
                 continue
             yield from files
             if recursive:
+                for link in links:
+                    yield SkippedEntry(
+                        path=link, reason="a link to a folder, which is not followed"
+                    )
                 pending.extend(reversed(folders))
 
 
@@ -98,7 +103,7 @@ def open_entries(
 ) -> Iterator[FileInstance | SkippedEntry | FailedEntry]:
     """Every candidate as what it proved to be. The caller closes the instances. Blocks on disks."""
     for candidate in candidates(paths, recursive=recursive):
-        if isinstance(candidate, FailedEntry):
+        if isinstance(candidate, SkippedEntry | FailedEntry):
             yield candidate
         else:
             yield open_entry(candidate, nowait=False)
@@ -114,7 +119,7 @@ class FileSource:
 
     def __init__(
         self,
-        found: Iterable[str | FailedEntry],
+        found: Iterable[str | SkippedEntry | FailedEntry],
         *,
         report: Callable[[SkippedEntry | FailedEntry], None] | None = None,
     ) -> None:

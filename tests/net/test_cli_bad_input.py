@@ -173,3 +173,18 @@ def test_a_port_that_is_taken_is_one_line(
         code, out, err = run(capsys, verb, *map(str, where), "--bind", "127.0.0.1")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err
+
+
+def test_an_ipv6_peer_is_named_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "echo", "A@[::1]:1")
+    assert (code, err.count("\n")) == (3, 1)
+    assert err.startswith("dcmhaul echo: [::1]:1: no connection")
+
+
+def test_a_port_that_never_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code, _, err = run(capsys, "echo", f"A@127.0.0.1:{port}", "-ta", "0.2")
+    assert (code, err.count("\n")) == (3, 1)
+    assert "no progress for 0.2 s (association time-out)" in err
+    assert err.endswith("is it a DICOM port?\n")

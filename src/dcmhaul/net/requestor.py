@@ -17,7 +17,7 @@ from dcmhaul.errors import (
     TransportError,
 )
 from dcmhaul.net.association import ABORT_SECONDS, Association
-from dcmhaul.net.transport import Transport, connect
+from dcmhaul.net.transport import Transport, connect, host_port
 from dcmhaul.net.types import NullObserver, Observer, SocketOptions, Timeouts
 from dcmhaul.protocol.events import (
     Aborted,
@@ -59,7 +59,7 @@ async def open_association(
     timeouts = timeouts or Timeouts()
     observer = observer or NullObserver()
     sock = await connect(host, port, timeouts.connect, options or SocketOptions())
-    peer = f"{host}:{port}"
+    peer = host_port(host, port)
     upper = UpperLayer(Role.REQUESTOR)
     transport = Transport(sock, PduReader(request.pdu_length_max), SendQueue(0))
     association: Association | None = None
@@ -116,7 +116,7 @@ async def _negotiate(
         raise PeerTimeout(
             "association",
             timeouts.association or 0.0,
-            f"{peer} took the connection but did not answer the association request",
+            f"{peer} took the connection but did not answer the association request; is it a DICOM port?",
         ) from exc
     except RemoteProtocolError as exc:
         upper.received_fault(exc)

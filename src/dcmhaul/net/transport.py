@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dcmhaul.wire._fragments import SendQueue
     from dcmhaul.wire._frames import PduReader
 
-__all__ = ["Transport", "configure_socket", "connect"]
+__all__ = ["Transport", "configure_socket", "connect", "host_port"]
 
 # Between two looks at the other direction while the peer does not take our bytes: a peer with two full
 # buffers, or one that has sent an A-ABORT, is noticed after this many seconds.
@@ -62,6 +62,11 @@ def configure_socket(sock: trio.socket.SocketType, options: SocketOptions) -> No
             ) from exc
 
 
+def host_port(host: str, port: int) -> str:
+    """`host:port` as a peer is typed: IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 async def connect(
     host: str, port: int, seconds: float | None, options: SocketOptions
 ) -> trio.socket.SocketType:
@@ -92,10 +97,11 @@ async def connect(
             # trio repeats the address in its text; the number says what the kernel said.
             reason = os.strerror(failure.errno) if failure and failure.errno else failure
             raise TransportError(
-                f"{host}:{port}: no connection ({reason}); is the peer running there?"
+                f"{host_port(host, port)}: no connection ({reason}); is the peer running there?"
             ) from failure
     except trio.TooSlowError as exc:
-        raise PeerTimeout("connect", seconds or 0.0, f"{host}:{port} did not answer") from exc
+        text = f"{host_port(host, port)} did not answer"
+        raise PeerTimeout("connect", seconds or 0.0, text) from exc
 
 
 class Transport:

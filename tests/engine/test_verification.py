@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,8 @@ import trio
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.migrate import MigrateOptions, MigrationSummary, Progress, migrate
 from dcmhaul.migrate.plan import is_sampled, parse_verification, satisfies
+from dcmhaul.migrate.verification import Verifier
+from dcmhaul.migrate.verify import CannotBeAsked
 from dcmhaul.services.identifiers import decode_identifier, encode_identifier
 from tests.engine.fake_archive import (
     EXPLICIT,
@@ -28,7 +32,6 @@ from tests.engine.test_migrate_folders import write
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 
 def some(studies: int = 2, instances: int = 4) -> list[FakeInstance]:
@@ -308,3 +311,37 @@ def test_levels_that_there_are_not(text: str) -> None:
 )
 def test_a_level_that_holds_may_be_enough(recorded: str, asked: str, enough: bool) -> None:
     assert satisfies(recorded, asked) is enough
+
+
+async def test_a_destination_that_cannot_be_asked_is_said_once() -> None:
+    """Also where several studies ask at the same time."""
+    said: list[str] = []
+
+    class Mute:
+        async def held(self, *_: object) -> set[str]:
+            await trio.lowlevel.checkpoint()
+            raise CannotBeAsked("it refused")
+
+        def notice(self, text: str) -> None:
+            said.append(text)
+
+        async def event(self, _run: int, kind: str, **_details: str) -> None:
+            said.append(kind)
+
+    mute: Any = Mute()
+    work: Any = SimpleNamespace(study_instance_uid="1.2", expected={})
+    verifier = Verifier(
+        MigrateOptions(source=Path("a"), destination=Path("b"), ledger_url="sqlite://"),
+        ledger=mute,
+        tracker=mute,
+        holdings=mute,
+        source=mute,
+        destination=mute,
+    )
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(verifier.held, work)
+    assert said == [
+        "the destination cannot be asked what it holds: it refused",
+        "destination.mute",
+    ]

@@ -64,9 +64,10 @@ class Verifier:
         try:
             return await self._holdings.held(work.study_instance_uid, work.expected.keys())
         except CannotBeAsked as error:
-            self._can_ask = False
-            self._tracker.notice(f"the destination cannot be asked what it holds: {error}")
-            await self._ledger.event(self.run_id, "destination.mute", reason=str(error))
+            if self._can_ask:  # several studies may have asked at the same time
+                self._can_ask = False
+                self._tracker.notice(f"the destination cannot be asked what it holds: {error}")
+                await self._ledger.event(self.run_id, "destination.mute", reason=str(error))
             return None
 
     async def verify(self, work: StudyWork, *, last: bool) -> bool:

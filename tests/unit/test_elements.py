@@ -29,6 +29,7 @@ from tests.datasets import (
     element,
     header,
     item,
+    part10,
     plain_dataset,
     real_files,
     sequence,
@@ -538,6 +539,12 @@ def test_glance_says_nothing_before_the_class() -> None:
 def test_glance_leaves_what_is_odd_to_the_walker(name: str) -> None:
     (path,) = [p for p in FILES.rglob(name) if p.parent.name in {"test_files", "dicomdirtests"}][:1]
     assert glance(path.read_bytes()) is None
+
+
+@pytest.mark.parametrize("syntax", [DEFLATED, BIG_ENDIAN])
+def test_glance_leaves_what_only_claims_such_a_syntax_to_the_walker(syntax: str) -> None:
+    assert glance(part10(plain_dataset())) is not None
+    assert glance(part10(plain_dataset(), syntax)) is None
 
 
 @given(st.binary(max_size=300))

@@ -134,16 +134,17 @@ cdef class Canonicaliser:
 
     def feed_elements(self, data):
         """The same in pieces, as `(tag at depth 0, bytes)`, also those of `apart`."""
-        self.cuts = []
+        cdef list cuts = []
+        self.cuts = cuts
         self.cut_from = 0
         try:
             self.take(data)
             self.cut()
-            # What is kept back for the next feed moves to the front.
-            self.drain(&self.main)
-            return self.cuts
         finally:
             self.cuts = None
+        # What is kept back for the next feed moves to the front.
+        self.drain(&self.main)
+        return cuts
 
     def take_apart(self):
         """The canonical bytes of `apart` since the last call of this."""
@@ -155,7 +156,6 @@ cdef class Canonicaliser:
         self.close_ended()
         if self.phase != PHASE_HEADER or self.held_length or self.top > 0:
             self.fail("the data ends within an element or a sequence", self.position)
-            self.refuse()
 
     def take(self, data):
         cdef Py_buffer view

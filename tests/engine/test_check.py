@@ -303,6 +303,30 @@ async def test_millions_of_studies_take_no_memory(tmp_path: Path) -> None:
     assert peak < 2 << 20
 
 
+async def test_several_tasks_fill_the_spool_at_once(tmp_path: Path) -> None:
+    spool = StudySpool(tmp_path)
+
+    async def fill(end: int) -> None:
+        for page in range(150):
+            await spool.add_studies(
+                end,
+                [
+                    StudyListing(study_instance_uid=f"1.2.{page}.{n}", n_expected=1)
+                    for n in range(20)
+                ],
+            )
+
+    async with trio.open_nursery() as nursery:
+        for end in (0, 1, 0, 1):
+            nursery.start_soon(fill, end)
+    seen, after = 0, ""
+    while page := await spool.studies(after, 500):
+        assert all(study.listed == (True, True) for study in page)
+        seen, after = seen + len(page), page[-1].uid
+    spool.close()
+    assert seen == 150 * 20
+
+
 async def test_of_two_files_of_one_uid_the_first_counts(tmp_path: Path) -> None:
     spool = StudySpool(tmp_path)
     for path in ("a.dcm", "b.dcm"):

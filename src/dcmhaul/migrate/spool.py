@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import trio
 from dcmhaul.migrate.plan import ExpectedInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from typing import TypeVar
 
@@ -70,14 +71,19 @@ class StudySpool:
 
         return await trio.to_thread.run_sync(locked)
 
+    async def _insert(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            # Closed within the lock: a cursor that is collected later resets the statement, which the
+            # connection keeps and another thread may be running by then.
+            with closing(connection.executemany(statement, rows)):
+                pass
+
+        await self._run(work)
+
     async def add_studies(self, end: int, studies: Iterable[StudyListing]) -> None:
         """What a peer listed; a study that it repeats counts once."""
         rows = [(study.study_instance_uid, end, study.n_expected) for study in studies]
-        await self._run(
-            lambda connection: connection.executemany(
-                "INSERT OR IGNORE INTO study VALUES (?, ?, ?)", rows
-            )
-        )
+        await self._insert("INSERT OR IGNORE INTO study VALUES (?, ?, ?)", rows)
 
     async def add_instances(self, end: int, found: Iterable[FolderFinding]) -> None:
         """What lies in a folder; of two files under one UID the first counts."""
@@ -93,20 +99,12 @@ class StudySpool:
             )
             for finding in found
         ]
-        await self._run(
-            lambda connection: connection.executemany(
-                "INSERT OR IGNORE INTO instance VALUES (?, ?, ?, ?, ?, ?, ?)", rows
-            )
-        )
+        await self._insert("INSERT OR IGNORE INTO instance VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     async def add_modalities(self, end: int, found: Iterable[FolderFinding]) -> None:
         """Studies that a filter selects, but for their modalities, which are known at the end."""
         rows = [(end, finding.study_instance_uid, finding.modality) for finding in found]
-        await self._run(
-            lambda connection: connection.executemany(
-                "INSERT OR IGNORE INTO modality VALUES (?, ?, ?)", rows
-            )
-        )
+        await self._insert("INSERT OR IGNORE INTO modality VALUES (?, ?, ?)", rows)
 
     async def list_folder(self, end: int, wants: Callable[[str], bool] | None) -> None:
         """Makes studies of the instances. wants: by the modalities of a selected study; None wants all."""

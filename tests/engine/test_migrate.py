@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from dcmhaul.objects.instances import IncomingInstance
+
 
 def some_studies(studies: int = 3, instances: int = 4, **arguments: Any) -> list[FakeInstance]:
     return [
@@ -331,15 +333,15 @@ async def test_what_was_acknowledged_and_is_not_there_is_a_difference(
 
 async def test_a_stop_finishes_what_is_in_flight_and_the_next_run_goes_on(tmp_path: Path) -> None:
     old = FakeArchive(some_studies(4, 25))
-    new = FakeArchive(faults=Faults(store_seconds=0.005))
     stop = StopRequest()
 
-    def after_ten(progress: Progress) -> None:
-        if progress.instances >= 10 and not stop.requested:
+    def after_ten(_instance: IncomingInstance, number: int) -> None:
+        if number == 10:
             stop.request()
 
+    new = FakeArchive(faults=Faults(store=after_ten))
     async with job(tmp_path, old, new, associations=2) as options:
-        summary = await run(options, progress=after_ten, stop=stop)
+        summary = await run(options, stop=stop)
         assert summary.interrupted
         assert summary.exit_code == 130
         assert 10 <= summary.instances < 100
@@ -354,15 +356,15 @@ async def test_a_stop_finishes_what_is_in_flight_and_the_next_run_goes_on(tmp_pa
 
 async def test_a_second_stop_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
     old = FakeArchive(some_studies(3, 80))
-    new = FakeArchive(faults=Faults(store_seconds=0.02))
     stop = StopRequest()
 
-    def twice(progress: Progress) -> None:
-        if progress.instances >= 3:
+    def twice(_instance: IncomingInstance, number: int) -> None:
+        if number in (10, 11):
             stop.request()
 
+    new = FakeArchive(faults=Faults(store=twice))
     async with job(tmp_path, old, new, associations=2) as options:
-        summary = await run(options, progress=twice, stop=stop)
+        summary = await run(options, stop=stop)
         assert summary.exit_code == 130
         assert summary.instances < 240
         again = await run(options)

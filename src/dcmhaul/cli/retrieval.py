@@ -1,4 +1,4 @@
-"""What `get` asks before it retrieves: the unique keys of what matches, the parts, the SOP classes."""
+"""What `get` and `move` ask before they retrieve: unique keys of what matches, parts, SOP classes."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ STUDY_FIND = 1
 STUDY_GET = 3
 CT_STORE = 5
 MR_STORE = 7
+STUDY_MOVE = 13
 
 
 def request(syntax: str = EXPLICIT, **fields: Any) -> AssociationRequest:
@@ -48,6 +49,7 @@ def request(syntax: str = EXPLICIT, **fields: Any) -> AssociationRequest:
         (MR_STORE, MR, EXPLICIT),
         (9, uids.VERIFICATION, IMPLICIT),
         (11, uids.PATIENT_ROOT_FIND, syntax),
+        (STUDY_MOVE, uids.STUDY_ROOT_MOVE, syntax),
     )
     base: dict[str, Any] = {
         "called_ae_title": "THERE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ import trio.lowlevel
 from dcmhaul import uids
 from dcmhaul.errors import (
     AssociationAborted,
+    PeerTimeout,
     RemoteProtocolError,
     TransportError,
     UnreadableInstance,
@@ -31,8 +33,8 @@ from dcmhaul.services.identifiers import (
     decode_identifier,
 )
 from dcmhaul.services.query import QueryModel, QueryRefused
-from dcmhaul.services.retrieve import GetResponse, GetScp, get
-from dcmhaul.services.storage import StorageScp
+from dcmhaul.services.retrieve import GetScp, RetrieveResponse, get
+from dcmhaul.services.storage import StorageScp, StorageScu
 from tests.net.conversation import (
     BIG_ENDIAN,
     CT,
@@ -133,7 +135,7 @@ def storing(kept: Kept) -> Any:
 
 async def retrieve(
     association: Association, kept: Kept | None = None, **options: Any
-) -> GetResponse:
+) -> RetrieveResponse:
     with trio.fail_after(30):
         return await get(
             association, QueryModel.STUDY_ROOT, KEYS, storing(kept or Kept()), **options
@@ -152,7 +154,7 @@ async def test_get_brings_every_instance(window: int, syntax: str) -> None:
     ):
         result = await retrieve(association, kept)
         assert len(association.message_ids) == 0
-    assert result == GetResponse(status=0, completed=30, failed=0, warning=0)
+    assert result == RetrieveResponse(status=0, completed=30, failed=0, warning=0)
     assert kept.instances == {h.sop_instance_uid: h.dataset for h in held}
     assert [(h.opened, h.closed) for h in held] == [(1, 1)] * 30
 
@@ -163,7 +165,7 @@ async def test_get_of_nothing() -> None:
         open_association("127.0.0.1", port, request()) as association,
     ):
         result = await retrieve(association)
-    assert result == GetResponse(status=0, completed=0, failed=0, warning=0)
+    assert result == RetrieveResponse(status=0, completed=0, failed=0, warning=0)
 
 
 @pytest.mark.parametrize("window", [1, 8])
@@ -242,6 +244,32 @@ async def test_cancel_stops_promptly(window: int) -> None:
         assert [r.status for r in await all_responses(association)] == [0x0211]
 
 
+@pytest.mark.parametrize("window", [1, 4])
+async def test_a_cancel_that_is_ignored_ends_the_get(window: int) -> None:
+    cancel = trio.Event()
+    cancel.set()
+    held = (Held(sop_instance_uid=f"1.2.{n}") for n in count())
+
+    async def serve(association: Association) -> None:
+        await association.receive()
+        await association.read_dataset(None)
+
+        async def take() -> Held:
+            await trio.lowlevel.checkpoint()
+            return next(held)
+
+        async def ignore(incoming: Incoming) -> None:
+            assert isinstance(incoming.message, CCancelRq)
+
+        await StorageScu(association, on_other=ignore).run(take, lambda _: None)
+
+    async with serving(serve, GetScp(no_selection)) as port:
+        with pytest.raises(PeerTimeout, match="goes on with the C-GET") as caught:
+            async with open_association("127.0.0.1", port, request(window=window)) as association:
+                await retrieve(association, cancel=cancel, cancel_seconds=0.05)
+    assert caught.value.phase == "C-CANCEL"
+
+
 async def test_an_event_that_is_never_set_changes_nothing() -> None:
     held = [Held(sop_instance_uid="1.2.3")]
     async with (
@@ -253,7 +281,7 @@ async def test_an_event_that_is_never_set_changes_nothing() -> None:
 
 async def test_progress_is_told_about_once_a_second() -> None:
     held = [Held(sop_instance_uid=f"1.2.{n}") for n in range(4)]
-    seen: list[GetResponse] = []
+    seen: list[RetrieveResponse] = []
     async with (
         serving(GetScp(selecting(held))) as port,
         open_association("127.0.0.1", port, request()) as association,

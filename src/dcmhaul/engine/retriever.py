@@ -23,7 +23,7 @@ from dcmhaul.protocol.statuses import (
     SUCCESS,
 )
 from dcmhaul.services.query import QueryModel
-from dcmhaul.services.retrieve import get
+from dcmhaul.services.retrieve import CANCEL_SECONDS, GET_SECONDS, get
 from dcmhaul.services.storage import crash_after_sending
 from dcmhaul.uids import is_valid_uid
 
@@ -37,11 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GetResult", "Retriever"]
 
-CANCEL_SECONDS: Final = 20.0
-"""How long a source may go on after a C-CANCEL before it is aborted; some ignore it."""
-GET_SECONDS: Final = 600.0
-"""A C-GET without any sign of life: no pending response and no sub-operation."""
-
 _STORED: Final = StoreReply(status=SUCCESS)
 
 
@@ -49,12 +44,14 @@ _STORED: Final = StoreReply(status=SUCCESS)
 class GetResult:
     """How a C-GET ended. status: of its last response; None where we aborted it (`aborted`).
 
-    received: the SOP Instance UIDs of the sub-operations that came.
+    received: the SOP Instance UIDs of the sub-operations that came. unsent: those of them under which
+    the source failed to send another object, as its list of failures says.
     """
 
     status: int | None = None
     error_comment: str = ""
     received: set[str] = field(default_factory=set)
+    unsent: set[str] = field(default_factory=set)
     aborted: bool = False
 
     @property
@@ -92,7 +89,9 @@ class Retriever:
     ) -> GetResult:
         """One C-GET in the Study Root model (PS3.4 §C.4.3).
 
-        held: instances that the destination has; they are answered 0000 and not forwarded. stop: asks
+        held: instances that the destination has; they are answered 0000 and not forwarded. What comes
+        again under the UID of one that came before within this C-GET may be another object, and is
+        forwarded whatever is held. stop: asks
         the source to end early (C-CANCEL); what still comes is forwarded. A destination that fails
         ends it in the same way: what still comes is answered A700, and a source that does not heed
         the C-CANCEL is aborted.
@@ -124,6 +123,8 @@ class Retriever:
                 )
                 result.status = response.status
                 result.error_comment = response.error_comment
+                failed = set(response.failed_sop_instance_uids)
+                result.unsent = failed & result.received - store.refused
             if cut_off.cancelled_caught:
                 result.aborted = True
                 await self._association.abort()
@@ -143,6 +144,8 @@ class _Store:
     ) -> None:
         self._association = association
         self._destination = destination
+        self.refused: set[str] = set()
+        """What the source heard of a failure for, from the destination or from us."""
         self._held = held
         self._result = result
 
@@ -154,8 +157,10 @@ class _Store:
         reply = _refusal(incoming, request)
         receiver: Receiver | None = None
         if reply is None:
-            self._result.received.add(request.affected_sop_instance_uid)
-            if request.affected_sop_instance_uid in self._held:
+            uid = request.affected_sop_instance_uid
+            again = uid in self._result.received
+            self._result.received.add(uid)
+            if uid in self._held and not again:
                 reply = _STORED
             else:
                 try:
@@ -216,6 +221,8 @@ class _Store:
     ) -> None:
         """B0xx is the destination's business: to the source the instance is delivered."""
         status = SUCCESS if is_stored(reply.status) else reply.status
+        if status:
+            self.refused.add(request.affected_sop_instance_uid)
         response = CStoreRsp(
             message_id_being_responded_to=request.message_id,
             status=status,

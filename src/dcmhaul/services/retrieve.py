@@ -1,4 +1,7 @@
-"""Retrieve (PS3.4 §C.4.3): C-GET in both roles; its sub-operations are C-STOREs of services/storage.py."""
+"""Retrieve (PS3.4 §C.4.3): C-GET in both roles, and what C-MOVE shares with it; services/move.py has the rest.
+
+The sub-operations of a C-GET are C-STOREs of services/storage.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from dcmhaul.errors import (
     DcmhaulError,
     InstanceError,
     LocalProtocolError,
+    PeerTimeout,
     RemoteProtocolError,
 )
 from dcmhaul.protocol import statuses
@@ -24,6 +28,7 @@ from dcmhaul.protocol.dimse import (
     CEchoRq,
     CGetRq,
     CGetRsp,
+    CMoveRsp,
     CStoreRq,
     DimseMessage,
     Priority,
@@ -63,10 +68,14 @@ if TYPE_CHECKING:
     from dcmhaul.services.provider import Completion
 
 __all__ = [
-    "GetResponse",
+    "CANCEL_SECONDS",
+    "GET_SECONDS",
     "EncodedSelection",
     "GetScp",
+    "RetrieveResponse",
+    "RetrieveScu",
     "Selection",
+    "SignsOfLife",
     "StoreHandler",
     "StoredInstance",
     "get",
@@ -75,6 +84,8 @@ __all__ = [
 
 GET_SECONDS: Final = 600.0
 """How long a C-GET may go without a sign of life: a response, or a sub-operation that reaches us."""
+CANCEL_SECONDS: Final = 20.0
+"""How long a peer may go on after a C-CANCEL before it is aborted; some ignore it."""
 PENDING_SECONDS: Final = 1.0
 """The SCP says how far it is no more often than this."""
 COUNT_MAX: Final = 0xFFFF  # the numbers of sub-operations are US (PS3.7 Table E.1-1)
@@ -92,8 +103,8 @@ def storage_roles(sop_class_uids: Iterable[str]) -> tuple[RoleSelection, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GetResponse:
-    """One C-GET-RSP. Numbers that did not come are None; what really came is the receiver's to count."""
+class RetrieveResponse:
+    """One C-GET-RSP or C-MOVE-RSP. Numbers that did not come are None; what came is the receiver's to count."""
 
     status: int
     remaining: int | None = None
@@ -118,61 +129,168 @@ async def get(
     store: StoreHandler,
     *,
     priority: int = Priority.MEDIUM,
-    on_pending: Callable[[GetResponse], None] | None = None,
+    on_pending: Callable[[RetrieveResponse], None] | None = None,
     cancel: trio.Event | None = None,
+    cancel_seconds: float | None = None,
     seconds: float | None = GET_SECONDS,
-) -> GetResponse:
+) -> RetrieveResponse:
     """One C-GET; its sub-operations go to `store` while it runs. Returns the final response.
 
     identifier: bytes in the context's transfer syntax, or what encodes it. cancel: once set, a
-    C-CANCEL goes out, and what still comes is stored. seconds: without any sign of life.
+    C-CANCEL goes out, and what still comes is stored; a peer that sends more after `cancel_seconds`
+    ignores it: PeerTimeout. seconds: without any sign of life.
     Raises NoAcceptedContext, PeerTimeout, AssociationAborted, RemoteProtocolError, TransportError.
     """
     context = context_for_model(association, model.get_uid)
     if callable(identifier):
         identifier = identifier(context.transfer_syntax)
     started = time.perf_counter()
-    message_id = association.next_message_id()
-    operation = _Get(association, message_id, store, on_pending, seconds)
-    await association.send(
-        context.context_id,
-        CGetRq(message_id=message_id, affected_sop_class_uid=model.get_uid, priority=priority),
-        identifier,
+    scu = RetrieveScu(association, context, "C-GET", seconds=seconds)
+    request = CGetRq(
+        message_id=scu.message_id, affected_sop_class_uid=model.get_uid, priority=priority
     )
-    async with _cancelling(association, context.context_id, message_id, cancel):
-        response = await operation.run()
-    association.message_ids.give_back(message_id)
-    elapsed = time.perf_counter() - started
-    association.observer.operation("C-GET", "out", response.status, elapsed, 0)
+    await association.send(context.context_id, request, identifier)
+    async with scu.cancelled_by(cancel, cancel_seconds):
+        response = await _Get(scu, store, on_pending).run()
+    scu.ended(response, started)
     return response
 
 
-@asynccontextmanager
-async def _cancelling(
-    association: Association, context_id: int, message_id: int, event: trio.Event | None
-) -> AsyncIterator[None]:
-    """During the block, sends a C-CANCEL when `event` is set."""
+class SignsOfLife:
+    """When a retrieve last showed that it goes on, beside its responses: whoever sees it, touches it."""
 
-    async def send_cancel(event: trio.Event) -> None:
-        await event.wait()
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last = trio.current_time()
+
+    def touch(self) -> None:
+        self.last = trio.current_time()
+
+
+class RetrieveScu:
+    """What C-GET and C-MOVE share as SCUs: the message ID, C-CANCEL, responses, and how long to wait.
+
+    One task receives, within `cancelled_by`; `ended` closes it.
+    """
+
+    def __init__(
+        self,
+        association: Association,
+        context: AcceptedContext,
+        service: str,
+        *,
+        seconds: float | None,
+        signs: SignsOfLife | None = None,
+    ) -> None:
+        """seconds: without a message of the peer, and without a sign of life where there are any."""
+        self.association = association
+        self.message_id = association.next_message_id()
+        self._context_id = context.context_id
+        self._service = service
+        self._seconds = seconds
+        self._signs = signs
+        self._receiving = False
+        self._ignored: PeerTimeout | None = None
+
+    async def receive(self) -> Incoming:
+        """The next message of the peer, whatever it is.
+
+        PeerTimeout names the service where nothing came, and "C-CANCEL" where one was ignored.
+        """
+        association = self.association
+        left = self._seconds
+        while True:
+            if self._ignored is not None:
+                raise self._ignored
+            self._receiving = True
+            try:
+                incoming = await association.receive(seconds=left, phase=self._service)
+            except PeerTimeout as exc:
+                if exc.phase != self._service or self._signs is None or self._seconds is None:
+                    raise
+                left = self._signs.last + self._seconds - trio.current_time()
+                if left <= 0:
+                    raise PeerTimeout(self._service, self._seconds) from exc
+                continue
+            finally:
+                self._receiving = False
+            if incoming is None:
+                raise AssociationAborted(
+                    0, 0, f"{association.peer} released the association within a {self._service}"
+                )
+            return incoming
+
+    async def response(self, incoming: Incoming) -> RetrieveResponse:
+        """The response that came last, its dataset read; RemoteProtocolError where it is none of ours."""
+        association = self.association
+        message = incoming.message
+        assert isinstance(message, CGetRsp | CMoveRsp)  # the callers look at the type
+        if message.message_id_being_responded_to != self.message_id:
+            raise RemoteProtocolError(
+                f"{association.peer} sent a {type(message).__name__} to no request of ours",
+                source=0,
+                reason=0,
+            )
+        listed: tuple[str, ...] = ()
+        if message.has_dataset:
+            # The list is a hint. One too long to keep says no less than the counts do.
+            data = await association.read_dataset_bytes(IDENTIFIER_LENGTH_MAX)
+            listed = decode_uid_list(data or b"", incoming.context.transfer_syntax)
+        return RetrieveResponse(
+            status=message.status,
+            remaining=message.number_of_remaining_suboperations,
+            completed=message.number_of_completed_suboperations,
+            failed=message.number_of_failed_suboperations,
+            warning=message.number_of_warning_suboperations,
+            failed_sop_instance_uids=listed,
+            error_comment=message.error_comment or "",
+        )
+
+    def ended(self, response: RetrieveResponse, started: float) -> None:
+        """The final response has come; started: by time.perf_counter."""
+        association = self.association
+        association.message_ids.give_back(self.message_id)
+        seconds = time.perf_counter() - started
+        association.observer.operation(self._service, "out", response.status, seconds, 0)
+
+    @asynccontextmanager
+    async def cancelled_by(
+        self, event: trio.Event | None, seconds: float | None
+    ) -> AsyncIterator[None]:
+        """During the block, sends a C-CANCEL when `event` is set.
+
+        seconds: after it the peer may finish the sub-operation that it is at, and no more.
+        """
+        if event is None:
+            yield
+            return
         try:
-            association.queue(context_id, CCancelRq(message_id_being_responded_to=message_id))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel, event, seconds)
+                yield
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _sole(group) from None
+
+    async def _cancel(self, event: trio.Event, seconds: float | None) -> None:
+        association = self.association
+        await event.wait()
+        request = CCancelRq(message_id_being_responded_to=self.message_id)
+        try:
+            association.queue(self._context_id, request)
         except LocalProtocolError:
             return  # the association is ending: its reader raises why
         # The final response may come meanwhile; a send that it cut short would break the association.
         with trio.CancelScope(shield=True):
             await association.flush()
-
-    if event is None:
-        yield
-        return
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_cancel, event)
-            yield
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise _sole(group) from None
+        if seconds is None:
+            return
+        await trio.sleep(seconds)
+        hint = f"{association.peer} goes on with the {self._service} all the same"
+        self._ignored = PeerTimeout("C-CANCEL", seconds, hint)
+        if self._receiving:
+            raise self._ignored
 
 
 def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -189,23 +307,20 @@ def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class _Get:
-    """The SCU's side of one C-GET."""
+    """The SCU's side of one C-GET: stores what comes, until the final response."""
 
     def __init__(
         self,
-        association: Association,
-        message_id: int,
+        scu: RetrieveScu,
         store: StoreHandler,
-        on_pending: Callable[[GetResponse], None] | None,
-        seconds: float | None,
+        on_pending: Callable[[RetrieveResponse], None] | None,
     ) -> None:
-        self._association = association
-        self._message_id = message_id
+        self._scu = scu
+        self._association = scu.association
         self._store = store
         self._on_pending = on_pending
-        self._seconds = seconds
 
-    async def run(self) -> GetResponse:
+    async def run(self) -> RetrieveResponse:
         window = self._association.agreement.window_performed
         if window <= 1:
             return await self._receive_all(None, trio.Semaphore(0))
@@ -217,14 +332,10 @@ class _Get:
 
     async def _receive_all(
         self, nursery: trio.Nursery | None, slots: trio.Semaphore
-    ) -> GetResponse:
+    ) -> RetrieveResponse:
         association = self._association
         while True:
-            incoming = await association.receive(seconds=self._seconds, phase="C-GET")
-            if incoming is None:
-                raise AssociationAborted(
-                    0, 0, f"{association.peer} released the association within a C-GET"
-                )
+            incoming = await self._scu.receive()
             message = incoming.message
             if isinstance(message, CStoreRq):
                 completion = await self._store(association, incoming)
@@ -238,7 +349,7 @@ class _Get:
                 nursery.start_soon(self._complete, completion, slots)
                 await slots.acquire()
             elif isinstance(message, CGetRsp):
-                response = await self._response(incoming, message)
+                response = await self._scu.response(incoming)
                 if not response.pending:
                     return response
                 if self._on_pending is not None:
@@ -252,27 +363,6 @@ class _Get:
             await self._association.flush()
         finally:
             slots.release()
-
-    async def _response(self, incoming: Incoming, message: CGetRsp) -> GetResponse:
-        association = self._association
-        if message.message_id_being_responded_to != self._message_id:
-            raise RemoteProtocolError(
-                f"{association.peer} sent a CGetRsp to no request of ours", source=0, reason=0
-            )
-        listed: tuple[str, ...] = ()
-        if message.has_dataset:
-            # The list is a hint. One too long to keep says no less than the counts do.
-            data = await association.read_dataset_bytes(IDENTIFIER_LENGTH_MAX)
-            listed = decode_uid_list(data or b"", incoming.context.transfer_syntax)
-        return GetResponse(
-            status=message.status,
-            remaining=message.number_of_remaining_suboperations,
-            completed=message.number_of_completed_suboperations,
-            failed=message.number_of_failed_suboperations,
-            warning=message.number_of_warning_suboperations,
-            failed_sop_instance_uids=listed,
-            error_comment=message.error_comment or "",
-        )
 
 
 # -- the SCP ------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dcmhaul.config import Peer
     from dcmhaul.net import Association
     from dcmhaul.objects.instances import SinkFactory
-    from dcmhaul.services.retrieve import GetResponse
+    from dcmhaul.services.retrieve import RetrieveResponse
 
 __all__ = ["Retrieval", "RetrieveSettings", "folder_sinks", "retrieve_options", "typed_identifiers"]
 
@@ -326,14 +326,14 @@ class Retrieval:
 
     # -- what was answered ----------------------------------------------------------------------
 
-    def pending(self, response: GetResponse) -> None:
+    def pending(self, response: RetrieveResponse) -> None:
         """Says how far the peer is."""
         self.session.console.info(
             f"{self.operation}: {response.completed} done, {response.remaining} to come, "
             f"{response.failed} failed"
         )
 
-    def judge(self, response: GetResponse, refused_here: int) -> None:
+    def judge(self, response: RetrieveResponse, refused_here: int) -> None:
         """Judges a final response. What the peer counts as failed holds what we refused ourselves."""
         from dcmhaul.protocol.statuses import CANCEL, COERCION, SUCCESS, describe
 

@@ -20,10 +20,9 @@ from dcmhaul import uids
 from dcmhaul.archive import Archive, open_archive
 from dcmhaul.archive import scp as scp_module
 from dcmhaul.archive import store as store_module
-from dcmhaul.archive.importing import _Bytes
 from dcmhaul.archive.store import Intake, Refused
 from dcmhaul.errors import ConfigurationError, UnreadableInstance
-from dcmhaul.objects.instances import IncomingInstance, StoreRefused, StoreReply
+from dcmhaul.objects.instances import BytesInMemory, IncomingInstance, StoreRefused, StoreReply
 from dcmhaul.objects.part10 import open_instance
 from dcmhaul.objects.paths import Durability, Folder
 from dcmhaul.services.identifiers import EncodedIdentifier, QueryRefused
@@ -59,7 +58,7 @@ async def store_bytes(
 ) -> StoreReply:
     sink = archive.sink(about)
     for piece in pieces(data, size):
-        await sink.write(_Bytes(memoryview(piece)))
+        await sink.write(BytesInMemory(piece))
     return await sink.commit()
 
 
@@ -153,7 +152,7 @@ async def test_memory_for_small_objects_is_bounded(
         sinks = [archive.sink(incoming(dataset)) for dataset in datasets]
         before = len(os.listdir("/proc/self/fd"))
         for sink, dataset in zip(sinks, datasets, strict=True):
-            await sink.write(_Bytes(memoryview(encode(dataset))))
+            await sink.write(BytesInMemory(encode(dataset)))
         assert len(os.listdir("/proc/self/fd")) == before + 2
         assert archive._held == 2 * len(encode(datasets[0]))
         sinks.pop().discard()
@@ -521,7 +520,7 @@ def test_a_broken_deflate_stream(data: bytes) -> None:
 async def test_a_message_that_breaks_off(tmp_path: Path) -> None:
     async with opened(tmp_path) as archive:
         sink = archive.sink(incoming(instance()))
-        await sink.write(_Bytes(memoryview(encode(instance())[:50])))
+        await sink.write(BytesInMemory(encode(instance())[:50]))
         sink.discard()
         sink.discard()
         assert archive.statistics().holds.instances == 0
@@ -697,7 +696,7 @@ async def test_a_cancelled_store_leaves_all_or_nothing(tmp_path: Path) -> None:
                     if i == n:
                         scope.cancel()
                         await trio.lowlevel.checkpoint()
-                    await sink.write(_Bytes(memoryview(piece)))
+                    await sink.write(BytesInMemory(piece))
                 if n > 15:
                     scope.cancel()
                 await sink.commit()

@@ -21,7 +21,7 @@ from dcmhaul.migrate.plan import GetRequest, retrieve_identifier
 from dcmhaul.migrate.tables import InstanceState
 from dcmhaul.migrate.transfer import get_request, store_request
 from dcmhaul.net import Timeouts, open_association, serve_associations
-from dcmhaul.objects.instances import IncomingInstance
+from dcmhaul.objects.instances import BytesInMemory, IncomingInstance
 from dcmhaul.objects.paths import Durability
 from dcmhaul.objects.sinks import FolderSinks
 from dcmhaul.protocol.negotiation import AssociationRequest, plan_contexts
@@ -32,7 +32,6 @@ from dcmhaul.services.retrieve import get
 from dcmhaul.services.storage import StorageScp, StorageScu, StoreOutcome
 from tests.cancelling import CancelAt, cancelled_at, descriptors, steps
 from tests.engine.fake_archive import CT, EXPLICIT, FakeArchive, FakeInstance, make_instance
-from tests.hostile.harness import Slices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -147,7 +146,7 @@ async def file_away(sinks: FolderSinks, instance: FakeInstance) -> None:
             peer="",
         )
     )
-    await sink.write(Slices(instance.dataset))
+    await sink.write(BytesInMemory(instance.dataset))
     assert (await sink.commit()).status == 0
 
 

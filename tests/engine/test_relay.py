@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,6 +18,7 @@ from dcmhaul.errors import NoAcceptedContext, TransportError
 from dcmhaul.migrate.plan import GetRequest, MigrateOptions, retrieve_identifier
 from dcmhaul.migrate.transfer import get_request, store_request
 from dcmhaul.net import Timeouts, open_association
+from dcmhaul.objects.instances import BytesInMemory, IncomingInstance
 from dcmhaul.services.identifiers import encode_identifier
 from tests.engine.fake_archive import (
     CT,
@@ -32,7 +32,7 @@ from tests.net.test_association import request
 from tests.net.test_broken_sends import accept
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from dcmhaul.net import Association
 
@@ -208,11 +208,11 @@ async def test_a_destination_that_closes_its_side_is_not_waited_for(whole: bool)
                     PeerDestination.started(association, outcomes.append, window=2) as destination,
                 ):
                     forward = destination.open(_incoming(instance))
-                    await forward.write(_Slices(instance.dataset[:50_000]))
+                    await forward.write(BytesInMemory(instance.dataset[:50_000]))
                     sock.shutdown(socket.SHUT_WR)
                     await destination.failed.wait()
                     if not whole:
-                        await forward.write(_Slices(instance.dataset[50_000:]))
+                        await forward.write(BytesInMemory(instance.dataset[50_000:]))
                     await forward.end()
                     assert (await forward.answer()).status == 0xA700
                     assert len(outcomes) == 1
@@ -248,7 +248,7 @@ async def test_a_source_that_is_lost_leaves_no_half_object() -> None:
     async with relay(FakeArchive(big), new, window=1) as pair:
         with pytest.raises(Exception, match="cut"):
             receiver = pair.destination.open(_incoming(big[0]))
-            await receiver.write(_Slices(b"x" * 10_000))
+            await receiver.write(BytesInMemory(b"x" * 10_000))
             await receiver.broken()
             raise RuntimeError("cut")
         assert pair.destination.blameless
@@ -315,27 +315,7 @@ async def test_a_source_without_c_get_is_named() -> None:
             await get(pair)
 
 
-class _Slices:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    @property
-    def data_length(self) -> int:
-        return len(self._data)
-
-    def copy_data(self) -> bytes:
-        return self._data
-
-    def update(self, consume: Callable[[memoryview], object]) -> None:
-        consume(memoryview(self._data))
-
-    def pwrite(self, fd: int, offset: int) -> int:
-        return os.pwrite(fd, self._data, offset)
-
-
 def _incoming(instance: FakeInstance) -> Any:
-    from dcmhaul.objects.instances import IncomingInstance
-
     return IncomingInstance(
         sop_class_uid=instance.sop_class_uid,
         sop_instance_uid=instance.sop_instance_uid,

@@ -17,7 +17,7 @@ import trio
 
 from dcmhaul.archive import open_archive
 from dcmhaul.net import AcceptorLimits, NullObserver, Timeouts, open_association, serve_associations
-from dcmhaul.objects.instances import IncomingInstance
+from dcmhaul.objects.instances import BytesInMemory, IncomingInstance
 from dcmhaul.objects.paths import Durability
 from dcmhaul.objects.sinks import FolderSinks
 from dcmhaul.protocol.events import Role
@@ -105,10 +105,10 @@ class Peer:
 
     async def read_pdu(self) -> tuple[int, bytes]:
         with trio.fail_after(PATIENCE_SECONDS):
-            header = await self._exactly(6)
-            return header[0], await self._exactly(int.from_bytes(header[2:], "big"))
+            header = await self.exactly(6)
+            return header[0], await self.exactly(int.from_bytes(header[2:], "big"))
 
-    async def _exactly(self, count: int) -> bytes:
+    async def exactly(self, count: int) -> bytes:
         data = b""
         while len(data) < count:
             part = await self.stream.receive_some(count - len(data))
@@ -293,29 +293,9 @@ async def storing(
                 peer="",
             )
         )
-        await sink.write(Slices(octets.DATASET))
+        await sink.write(BytesInMemory(octets.DATASET))
         assert (await sink.commit()).status == 0x0000
         yield archive.services()
-
-
-class Slices:
-    """Bytes in memory as DatasetSlices."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    @property
-    def data_length(self) -> int:
-        return len(self._data)
-
-    def copy_data(self) -> bytes:
-        return self._data
-
-    def update(self, consume: Callable[[memoryview], object]) -> None:
-        consume(memoryview(self._data))
-
-    def pwrite(self, fd: int, offset: int) -> int:
-        return os.pwrite(fd, self._data, offset)
 
 
 @asynccontextmanager

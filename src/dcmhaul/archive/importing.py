@@ -11,11 +11,11 @@ import trio
 from dcmhaul.archive.index import Added
 from dcmhaul.errors import DcmhaulError, NotDicom
 from dcmhaul.net.types import FileRange
-from dcmhaul.objects.instances import IncomingInstance, StoreRefused
+from dcmhaul.objects.instances import BytesInMemory, IncomingInstance, StoreRefused
 from dcmhaul.objects.part10 import FileInstance, open_instance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from dcmhaul.archive.scp import Archive
     from dcmhaul.objects.instances import StoreReply
@@ -104,35 +104,12 @@ async def _import_one(
         instance.close()
 
 
-def _piece(instance: FileInstance, offset: int) -> _Bytes:
+def _piece(instance: FileInstance, offset: int) -> BytesInMemory:
     dataset = instance.dataset
     if not isinstance(dataset, FileRange):
-        return _Bytes(dataset[offset : offset + IMPORT_PIECE])
+        return BytesInMemory(dataset[offset : offset + IMPORT_PIECE])
     size = min(IMPORT_PIECE, dataset.length - offset)
     data = os.pread(dataset.fd, size, dataset.offset + offset)
     if not data:
         raise OSError(5, "the file became shorter while it was read")
-    return _Bytes(memoryview(data))
-
-
-class _Bytes:
-    """Bytes of a local file as DatasetSlices."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-
-    @property
-    def data_length(self) -> int:
-        return len(self._data)
-
-    def copy_data(self) -> bytes:
-        return bytes(self._data)
-
-    def update(self, consume: Callable[[memoryview], object]) -> None:
-        consume(self._data)
-
-    def pwrite(self, fd: int, offset: int) -> int:
-        done = 0
-        while done < len(self._data):
-            done += os.pwrite(fd, self._data[done:], offset + done)
-        return done
+    return BytesInMemory(data)

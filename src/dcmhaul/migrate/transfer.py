@@ -28,7 +28,7 @@ from dcmhaul.migrate.plan import (
     text_path,
 )
 from dcmhaul.net.types import FileRange
-from dcmhaul.objects.instances import IncomingInstance, StoreRefused
+from dcmhaul.objects.instances import BytesInMemory, IncomingInstance, StoreRefused
 from dcmhaul.objects.part10 import FileInstance, open_instance
 from dcmhaul.protocol.negotiation import AssociationRequest, plan_contexts
 from dcmhaul.services.identifiers import encode_identifier
@@ -36,7 +36,7 @@ from dcmhaul.services.storage import StorageScu, StoreOutcome
 from dcmhaul.wire.items import PresentationContextRq, RoleSelection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from pathlib import Path
 
     from dcmhaul.engine.pool import AssociationPool
@@ -554,10 +554,10 @@ class CopyWorker(_FolderWorker):
                     if not piece:
                         await receiver.broken()  # the file became shorter; that is reported
                         return
-                    await receiver.write(_Bytes(piece))
+                    await receiver.write(BytesInMemory(piece))
                     done += len(piece)
             else:
-                await receiver.write(_Bytes(bytes(dataset)))
+                await receiver.write(BytesInMemory(dataset))
             await receiver.end()
             await receiver.answer()
         except StoreRefused:
@@ -568,26 +568,3 @@ class CopyWorker(_FolderWorker):
     def _reported(self, outcome: RelayOutcome) -> None:
         assert self._item is not None
         self._done(self._item, outcome)
-
-
-class _Bytes:
-    """Bytes in memory, as sinks take them."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    @property
-    def data_length(self) -> int:
-        return len(self._data)
-
-    def copy_data(self) -> bytes:
-        return self._data
-
-    def update(self, consume: Callable[[memoryview], object]) -> None:
-        consume(memoryview(self._data))
-
-    def pwrite(self, fd: int, offset: int) -> int:
-        done = 0
-        while done < len(self._data):
-            done += os.pwrite(fd, self._data[done:], offset + done)
-        return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_ANSWER",
     "PATIENCE_SECONDS",
+    "BytesInMemory",
     "IncomingInstance",
     "OutgoingInstance",
     "SinkFactory",
@@ -65,6 +67,31 @@ class StoreReply:
 
     status: int
     error_comment: str = ""
+
+
+class BytesInMemory:
+    """Bytes of a dataset as sinks take them; DatasetSlices of what no socket brought."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = memoryview(data)
+
+    @property
+    def data_length(self) -> int:
+        return len(self._data)
+
+    def copy_data(self) -> bytes:
+        return bytes(self._data)
+
+    def update(self, consume: Callable[[memoryview], object]) -> None:
+        consume(self._data)
+
+    def pwrite(self, fd: int, offset: int) -> int:
+        done = 0
+        while done < len(self._data):
+            done += os.pwrite(fd, self._data[done:], offset + done)
+        return done
 
 
 NO_ANSWER = StoreReply(status=0xA700, error_comment="cannot store: the disk does not answer")

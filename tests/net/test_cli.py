@@ -75,10 +75,23 @@ class Process:
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """The exit code and stdout."""
+        assert self.process.stdout is not None
         self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=30)
+        # Not communicate(), which would take lines of stderr away from the reader.
+        out = self.process.stdout.read()
+        code = self.process.wait(timeout=30)
+        self.close()
+        return code, out
+
+    def close(self) -> None:
+        """Ends it, whatever it does; what it said is then all there."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
         self._reader.join(timeout=30)
-        return self.process.returncode, out
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
 
     def modules(self) -> set[str]:
         """What it imported, by the last part of the line that -X importtime prints."""
@@ -91,9 +104,7 @@ def process(*arguments: str | Path) -> Iterator[Process]:
     try:
         yield running
     finally:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.communicate()
+        running.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from dcmhaul.config import ae_title, duration_seconds, port_number, size_bytes
+from dcmhaul.config import ae_title, duration_seconds, pdu_length, port_number
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.uids import is_valid_uid
 
@@ -51,7 +51,7 @@ def _node_name(value: str) -> str:
 
 Title = Annotated[str, AfterValidator(_checked(ae_title))]
 Port = Annotated[int, BeforeValidator(_checked(port_number))]
-PduLength = Annotated[int, BeforeValidator(_checked(size_bytes)), Field(ge=4096, le=1 << 20)]
+PduLength = Annotated[int, BeforeValidator(_checked(pdu_length))]
 Seconds = Annotated[float | None, BeforeValidator(_checked(_timeout))]
 Count = Annotated[int, Field(ge=1, le=1024)]
 Uid = Annotated[str, AfterValidator(_uid)]

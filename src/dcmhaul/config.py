@@ -25,6 +25,7 @@ __all__ = [
     "find_configuration",
     "load_configuration",
     "parse_peer",
+    "pdu_length",
     "port_number",
     "size_bytes",
     "split_peer",
@@ -32,6 +33,10 @@ __all__ = [
 
 DEFAULT_AE_TITLE = "DCMHAUL"
 ANY_SCP = "ANY-SCP"
+
+# A P-DATA-TF says its length in four octets; no less is announced than DCMTK takes.
+PDU_LENGTH_MIN = 4096
+PDU_LENGTH_MAX = (1 << 32) - 1
 
 # What an environment variable may override: DCMHAUL_NODES__OLD__PORT=105. The double underscore
 # keeps DCMHAUL_CONFIG and DCMHAUL_LEDGER apart.
@@ -74,6 +79,18 @@ def size_bytes(value: str | int) -> int:
     if match is None or match[2] not in _BYTES:
         raise ConfigurationError(f"a size is a number of bytes with k, M or G, not {value!r}")
     return int(match[1]) * _BYTES[match[2]]
+
+
+def pdu_length(value: str | int) -> int:
+    """The maximum length of a P-DATA-TF: a size of 4096 bytes or more that its four octets hold, or 0,
+    which sets no limit (PS3.8 §D.1).
+    """
+    length = size_bytes(value)
+    if length and not PDU_LENGTH_MIN <= length <= PDU_LENGTH_MAX:
+        raise ConfigurationError(
+            f"a PDU length is {PDU_LENGTH_MIN} to {PDU_LENGTH_MAX} bytes, or 0 for no limit, not {value}"
+        )
+    return length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

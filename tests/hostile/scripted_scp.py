@@ -80,7 +80,7 @@ class ScriptedScp:
         self.requests.append(rq["user_information"])
         if self.drops_windows and rq["user_information"]["async_window"] is not None:
             return (1,)
-        await stream.send_all(self._accept(rq))
+        await stream.send_all(self.accept(rq))
         command = bytearray()
         fields: dict[str, Any] = {}
         while True:
@@ -116,7 +116,8 @@ class ScriptedScp:
                 if answer:
                     await stream.send_all(answer)
 
-    def _accept(self, rq: dict[str, Any]) -> bytes:
+    def accept(self, rq: dict[str, Any]) -> bytes:
+        """The A-ASSOCIATE-AC to a request: every context with its first syntax, every role."""
         contexts = b"".join(
             item(
                 0x21,

@@ -16,7 +16,7 @@ from dcmhaul.objects.part10 import FileInstance
 from dcmhaul.objects.sinks import FolderSinks
 from dcmhaul.objects.sources import open_entries
 from dcmhaul.objects.synth import write_studies
-from dcmhaul.protocol.negotiation import AssociationRequest, plan_contexts
+from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT, AssociationRequest, plan_contexts
 from dcmhaul.services.provider import acceptor_policy, serve_services
 from dcmhaul.services.storage import StorageScp, StorageScu, StoreOutcome
 from dcmhaul.wire.part10 import parse_file_meta
@@ -139,15 +139,20 @@ async def send(
 
 
 @contextlib.asynccontextmanager
-async def receiver(folder: Path) -> AsyncIterator[tuple[int, FolderSinks]]:
-    """Our Storage SCP on a free port of the loopback; yields the port and its sinks."""
+async def receiver(
+    folder: Path, pdu: int = PDU_LENGTH_DEFAULT
+) -> AsyncIterator[tuple[int, FolderSinks]]:
+    """Our Storage SCP on a free port of the loopback; yields the port and its sinks.
+
+    pdu: what it announces.
+    """
     with FolderSinks(folder) as sinks:
         services = [StorageScp(sinks)]
 
         async def handle(association: Association) -> None:
             await serve_services(association, services)
 
-        policy = acceptor_policy(services, ae_title=None)
+        policy = acceptor_policy(services, ae_title=None, pdu_length_max=pdu)
         async with trio.open_nursery() as nursery:
             addresses = await nursery.start(
                 lambda task_status: serve_associations(

@@ -68,16 +68,6 @@ async def test_storescp_receives_synthetic_studies(storescp: peers.Server, tmp_p
     assert stores.received(storescp.folder) == stores.expected(instances)
 
 
-async def test_small_pdus_to_storescp(tmp_path: Path) -> None:
-    instances = stores.synthetic_set(tmp_path / "made")
-    folder = tmp_path / "received"
-    folder.mkdir()
-    with peers.storescp(folder, pdu=4096) as server:
-        outcomes = await stores.send(instances, server.host, server.port)
-    assert [outcome.status for outcome in outcomes] == [0] * len(instances)
-    assert stores.received(folder) == stores.expected(instances)
-
-
 async def test_storescu_sends_synthetic_studies(tmp_path: Path) -> None:
     peers.require("storescu")
     made = tmp_path / "made"

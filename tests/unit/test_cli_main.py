@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -126,7 +127,10 @@ def test_each_flag_of_dcmtk_is_taken_or_refused_by_name(alias: str, verb: str) -
         (["echo"], "a peer is missing"),
         (["echo", "nowhere"], "'nowhere' is not AET@HOST:PORT"),
         (["echo", "A@b:1", "extra"], "one peer is enough"),
-        (["echo", "A@b:1", "-pdu", "100"], "a PDU length is 4096 to 1048576"),
+        (
+            ["echo", "A@b:1", "-pdu", "100"],
+            "a PDU length is 4096 to 4294967295 bytes, or 0 for no limit, not 100",
+        ),
         (["echo", "A@b:1", "-aet", "SEVENTEENLETTERSX"], "an AE title has 1 to 16"),
         (["echo", "A@b:1", "-to", "soon"], "a duration is a number"),
         (["echo", "A@b:1", "--config", "absent.toml"], "there is no file 'absent.toml'"),
@@ -259,6 +263,9 @@ def test_what_the_configuration_says_where_nothing_was_typed(tmp_path: Path) -> 
     peer = run.only_peer(["old"], asked)
     assert peer.ae_title == "X"
     assert run.network(asked, peer).pdu_length_max == 16384
+    unlimited = run.network(replace(asked, pdu_length_max=0, pdu_length_send_max=0), peer)
+    assert (unlimited.pdu_length_announced, unlimited.pdu_length_send_max) == (0, 0)
+    assert plain.pdu_length_announced == 131072
 
 
 def test_control_characters_of_a_peer_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from dcmhaul.config import (
     find_configuration,
     load_configuration,
     parse_peer,
+    pdu_length,
     port_number,
     size_bytes,
     split_peer,
@@ -120,6 +121,17 @@ def test_titles_are_stripped_and_checked() -> None:
 )
 def test_durations(value: str | int, seconds: float) -> None:
     assert duration_seconds(value) == seconds
+
+
+@pytest.mark.parametrize("value", [0, "0", 4096, "4k", "2g", 2**32 - 1])
+def test_pdu_lengths(value: str | int) -> None:
+    assert pdu_length(value) == size_bytes(value)
+
+
+@pytest.mark.parametrize("value", [1, 4095, "4g", 2**32, "-1", "many"])
+def test_bad_pdu_lengths(value: str | int) -> None:
+    with pytest.raises(ConfigurationError):
+        pdu_length(value)
 
 
 @pytest.mark.parametrize("value", ["", "s", "10 parsecs", "-1", "1,5s"])

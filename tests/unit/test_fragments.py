@@ -156,8 +156,12 @@ def test_a_maximum_that_cannot_carry_a_fragment(maximum: int) -> None:
         SendQueue(maximum)
 
 
-def test_the_smallest_maximum() -> None:
-    assert SendQueue(8).fragment_size_max == 2
+@pytest.mark.parametrize(
+    ("maximum", "fragment"),
+    [(8, 2), (9, 2), (16382, 16376), (2**31, 2**31 - 6), (2**32 - 1, 2**32 - 8), (0, 1048570)],
+)
+def test_the_largest_fragment(maximum: int, fragment: int) -> None:
+    assert SendQueue(maximum).fragment_size_max == fragment
 
 
 def test_odd_parts_are_refused() -> None:
@@ -191,6 +195,23 @@ def test_cut_keeps_the_rest_of_a_file_that_is_closed_before_it_is_sent(tmp_path:
     os.close(file)
     header = b"\4\0" + struct.pack(">IIBB", 1_000_006, 1_000_002, 1, 2)
     assert sent + rest == header + b"\xaa" * 1_000_000 + b"abort"
+
+
+def test_a_long_pdu_that_is_half_out_is_not_read_into_memory() -> None:
+    queue = SendQueue(2**32 - 1)
+    near, far = socket.socketpair()
+    with near, far, tempfile.TemporaryFile() as file:
+        file.truncate(2**31)
+        queue.add_file(1, file.fileno(), 0, 2**31, True, file)
+        near.setblocking(False)
+        assert run_plan(near.fileno(), queue)[0] == WOULD_BLOCK
+        assert queue.cut()
+        queue.add_bytes(b"abort")  # behind a PDU that is never completed
+        header = far.recv(6)
+        far.recv(1 << 20)
+        with pytest.raises(EOFError):
+            run_plan(near.fileno(), queue)
+    assert header == b"\4\0" + struct.pack(">I", 2**31 + 6)
 
 
 @pytest.mark.parametrize("how", ["shorter", "unreadable"])

@@ -368,3 +368,34 @@ def test_any_bytes_give_events_or_one_kind_of_error(data: bytes, cut: int) -> No
             return str(exc)
 
     assert run([data]) == run([data[i : i + cut] for i in range(0, len(data), cut)])
+
+
+@pytest.mark.parametrize("announced", [8, 4096, 16382, 2**31 - 1, 2**31, 2**32 - 13])
+def test_the_announced_length_at_its_edges(announced: int) -> None:
+    """Unsigned 32 bits throughout; the header alone decides."""
+    for length, taken in ((announced, True), (announced + 12, True), (announced + 13, False)):
+        r = reader(announced)
+        if length < 2**32:
+            r.feed(struct.pack(">BBIIBB", 4, 0, length, length - 4, 1, 1))
+            if taken:
+                assert r.next() == NEED_DATA
+                assert r.oversized_pdus == (length > announced)
+            else:
+                with pytest.raises(RemoteProtocolError, match=f"P-DATA-TF length {length} is out"):
+                    r.next()
+
+
+@pytest.mark.parametrize("announced", [0, 2**32 - 1])
+def test_the_longest_pdu_of_all(announced: int) -> None:
+    """It is never gathered: slices of the slab are handed out as they come."""
+    r = reader(announced)
+    r.feed(p_data(pdv(b"command", command=True, last=True)))
+    assert r.next() == COMMAND
+    r.expect_dataset(True)
+    r.feed(struct.pack(">BBIIBB", 4, 0, 2**32 - 1, 2**32 - 5, 1, 2))
+    for _ in range(4):
+        assert r.feed(bytes(SLAB)) > 0
+        assert r.next() == DATA
+        assert not r.data_last
+        assert r.next() == NEED_DATA
+    assert r.oversized_pdus == 0

@@ -443,6 +443,47 @@ def test_an_unknown_class_gets_the_role_of_the_known_storage_classes(allowed: bo
     assert agreement.roles_for(PRIVATE_CLASS) == (True, allowed)
 
 
+def extended(information: bytes, uid: str = CT) -> SopClassExtendedNegotiation:
+    return SopClassExtendedNegotiation(sop_class_uid=uid, information=information)
+
+
+@pytest.mark.parametrize(
+    ("asked", "supported", "granted"),
+    [
+        ((), b"\1\1", {}),
+        ((extended(b"\1"),), b"", {}),
+        ((extended(b"\1"),), b"\1\1", {CT: b"\1"}),
+        ((extended(b"\1\0\1\1\1\1"),), b"\1\1\1\0", {CT: b"\1\0\1\0"}),
+        # The first one of a class counts; one of a class that is not accepted is not answered.
+        ((extended(b"\1"), extended(b"\1\1")), b"\1\1", {CT: b"\1"}),
+        ((extended(b"\1", MR),), b"\1", {}),
+    ],
+)
+def test_extended_negotiation_is_granted_byte_by_byte(
+    asked: tuple[SopClassExtendedNegotiation, ...], supported: bytes, granted: dict[str, bytes]
+) -> None:
+    ac, agreement = accept(
+        request(
+            presentation_contexts=(context(1, CT), context(3, MR)),
+            user_information=info(extended=asked),
+        ),
+        policy(supported={CT: SupportedContext(extended=supported)}),
+    )
+    assert ac.user_information.extended == tuple(extended(b, uid) for uid, b in granted.items())
+    assert agreement.extended == granted
+
+
+def test_a_requestor_holds_what_was_answered_to_what_it_asked() -> None:
+    agreement = requestor_agreement(
+        request(user_information=info(extended=(extended(b"\1\1"),))),
+        answer(
+            ac_context(1, 0, IMPLICIT),
+            extended=(extended(b"\1\0"), extended(b"\1\1"), extended(b"\1", MR)),
+        ),
+    )
+    assert agreement.extended == {CT: b"\1\0"}
+
+
 # -- the requestor's side
 
 
@@ -512,6 +553,24 @@ def test_the_length_that_the_acceptor_announced_binds_us(
 ) -> None:
     agreement = requestor_agreement(request(), answer(max_length_received=announced))
     assert agreement.pdu_length_send_max == binding
+
+
+@pytest.mark.parametrize(
+    ("announced", "ours", "length"),
+    [
+        (16382, 0, 16382),
+        (16382, 65536, 16382),
+        (65536, 16382, 16382),
+        (0, 0, 1 << 20),
+        (2**32 - 1, 0, 1 << 20),
+        (0, 1 << 22, 1 << 22),
+        (2**32 - 1, 1 << 22, 1 << 22),
+    ],
+)
+def test_the_length_of_what_we_send(announced: int, ours: int, length: int) -> None:
+    agreement = requestor_agreement(request(), answer(max_length_received=announced))
+    limited = agreement.sending_at_most(ours)
+    assert limited == replace(agreement, pdu_length_send_max=length)
 
 
 @pytest.mark.parametrize(
@@ -712,7 +771,9 @@ def test_whatever_comes_is_answered_and_both_sides_agree(
     classes = [proposed.abstract_syntax for proposed in rq.presentation_contexts[::2]]
     p = policy(
         ae_title=None,
-        supported={uid: SupportedContext(transfer_syntaxes=syntaxes) for uid in classes},
+        supported=dict.fromkeys(
+            classes, SupportedContext(transfer_syntaxes=syntaxes, extended=b"\1\2")
+        ),
         accept_any_storage=any_storage,
         strict=strict,
     )
@@ -739,3 +800,4 @@ def test_whatever_comes_is_answered_and_both_sides_agree(
         assert theirs.window_invoked == ours.window_performed >= 1
         assert theirs.window_performed == ours.window_invoked >= 1
         assert theirs.roles == ours.roles
+        assert theirs.extended == ours.extended

@@ -6,7 +6,8 @@ cdef enum:
     SEGMENTS_MAX = 512          # entries of the plan; two a PDU, below IOV_MAX
     P_DATA_HEADER_SIZE = 12     # PDU header and PDV header: one PDV a PDU
     PDV_OVERHEAD = 6            # PDU length - fragment length with one PDV a PDU
-    PDU_LENGTH_DEFAULT_MAX = 1048576    # what is sent at most to a peer that sets no limit
+    PDU_LENGTH_DEFAULT = 1048576        # what is sent at most where no limit is set
+    REST_LENGTH_MAX = 1048576           # bytes of a half-sent PDU that are read into memory to end it
 
 
 cdef enum ItemKind:

@@ -33,8 +33,8 @@ cdef class _Held:
 cdef class SendQueue:
     """What waits to be sent on one association, in order; owned by whoever holds its send lock.
 
-    `pdu_length_max` is the maximum length that the peer announced (PS3.8 §D.1), 0 for none; a length that
-    leaves no room for two bytes of a fragment is a ValueError.
+    `pdu_length_max` is the largest length of a P-DATA-TF (PS3.8 §D.1), 0 for PDU_LENGTH_DEFAULT; a length
+    that leaves no room for two bytes of a fragment is a ValueError.
     """
 
     def __cinit__(self, uint32_t pdu_length_max=0):
@@ -47,8 +47,8 @@ cdef class SendQueue:
 
     def limit(self, uint32_t pdu_length_max):
         """Sets the largest PDU length for what is cut from now on."""
-        if pdu_length_max == 0 or pdu_length_max > PDU_LENGTH_DEFAULT_MAX:
-            pdu_length_max = PDU_LENGTH_DEFAULT_MAX
+        if pdu_length_max == 0:
+            pdu_length_max = PDU_LENGTH_DEFAULT
         if pdu_length_max < PDV_OVERHEAD + 2:
             raise ValueError(f"a maximum length of {pdu_length_max} cannot carry a fragment")
         self.fragment_max = (pdu_length_max - PDV_OVERHEAD) & ~<uint32_t>1
@@ -127,12 +127,17 @@ cdef class SendQueue:
         return True
 
     cdef int hold(self, Segment* segment) except -1:
-        """Turns the rest of a file segment into memory; one that cannot be read can never be sent."""
+        """Turns the rest of a file segment into memory.
+
+        One that cannot be read, or is too long for that, can never be sent.
+        """
         import os
-        try:
-            rest = os.pread(segment.fd, segment.length, segment.offset)
-        except OSError:
-            rest = b""
+        rest = b""
+        if segment.length <= REST_LENGTH_MAX:
+            try:
+                rest = os.pread(segment.fd, segment.length, segment.offset)
+            except OSError:
+                pass
         segment.fd = -1
         if len(rest) == segment.length:
             self.rest = rest

@@ -77,7 +77,7 @@ def command(
         level=cast("CheckLevel", level.upper()),
         digest=digest,
         calling_ae_title=network.calling_ae_title or DEFAULT_AE_TITLE,
-        pdu_length_max=network.pdu_length_max or 131072,
+        pdu_length_max=network.pdu_length_announced,
         timeouts=timeouts(network),
         socket_options=socket_options(network),
     )

@@ -132,7 +132,7 @@ def command(
         verify_percent=percent,
         dry_run=dry_run,
         calling_ae_title=network.calling_ae_title or DEFAULT_AE_TITLE,
-        pdu_length_max=network.pdu_length_max or 131072,
+        pdu_length_max=network.pdu_length_announced,
         pdu_length_send_max=network.pdu_length_send_max or 0,
         timeouts=timeouts(network),
         socket_options=socket_options(network),

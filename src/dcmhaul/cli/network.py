@@ -11,7 +11,7 @@ from dcmhaul.cli.console import Level, printable
 from dcmhaul.config import ANY_SCP, DEFAULT_AE_TITLE, port_number
 from dcmhaul.errors import ConfigurationError, NoAcceptedContext
 from dcmhaul.net import SocketOptions, Timeouts, open_association
-from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT, AssociationRequest, ContextResult
+from dcmhaul.protocol.negotiation import AssociationRequest, ContextResult
 from dcmhaul.protocol.statuses import StatusCategory, category, describe
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def association_request(
         window=window,
         extended=tuple(extended),
         user_identity=user_identity,
-        pdu_length_max=network.pdu_length_max or PDU_LENGTH_DEFAULT,
+        pdu_length_max=network.pdu_length_announced,
         pdu_length_send_max=network.pdu_length_send_max or 0,
     )
 
@@ -139,9 +139,9 @@ def say_agreement(session: Session, network: NetworkOptions, agreement: Agreemen
     console = session.console
     if console.level >= Level.INFO:
         implementation = agreement.peer_implementation_version_name or "no implementation name"
-        send = agreement.pdu_length_send_max or "unlimited"
         console.info(
-            f"association accepted: {len(agreement.accepted)} contexts, PDU to send {send}, "
+            f"association accepted: {len(agreement.accepted)} contexts, "
+            f"PDU to send {agreement.pdu_length_send_max}, "
             f"window {agreement.window_invoked}, peer {printable(implementation)} "
             f"({agreement.peer_implementation_class_uid or 'no implementation UID'})"
         )

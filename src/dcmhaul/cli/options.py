@@ -10,7 +10,7 @@ import click
 from dcmhaul.cli.arguments import PREFER, PROPOSE, normalise
 from dcmhaul.cli.console import Level
 from dcmhaul.cli.session import NetworkOptions, Session
-from dcmhaul.config import ae_title, duration_seconds, size_bytes
+from dcmhaul.config import ae_title, duration_seconds, pdu_length
 from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ __all__ = [
     "verb",
 ]
 
-PDU_LENGTH_MIN = 4096
-PDU_LENGTH_MAX = 1 << 20
-
 
 class _Checked(click.ParamType[Any]):
     """A parameter whose text a function of `config` turns into a value."""
@@ -57,18 +54,9 @@ class _Checked(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-def _pdu_length(text: str) -> int:
-    length = size_bytes(text)
-    if not PDU_LENGTH_MIN <= length <= PDU_LENGTH_MAX:
-        raise ConfigurationError(
-            f"a PDU length is {PDU_LENGTH_MIN} to {PDU_LENGTH_MAX} bytes, not {text}"
-        )
-    return length
-
-
 AE_TITLE = _Checked("title", ae_title)
 DURATION = _Checked("duration", duration_seconds)
-PDU_LENGTH = _Checked("size", _pdu_length)
+PDU_LENGTH = _Checked("size", pdu_length)
 
 _LEVELS = {"fatal": 0, "error": 1, "warn": 2, "info": 3, "debug": 4, "trace": 5}
 
@@ -106,7 +94,7 @@ _LENGTH_SEND = click.option(
     "pdu_length_send_max",
     type=PDU_LENGTH,
     metavar="BYTES",
-    help="Send no longer PDU, whatever the peer takes.",
+    help="Send no longer PDU, whatever the peer takes [default: 1 MiB].",
 )
 _LENGTH = click.option(
     "-pdu",
@@ -114,7 +102,7 @@ _LENGTH = click.option(
     "pdu_length_max",
     type=PDU_LENGTH,
     metavar="BYTES",
-    help="Longest PDU that we receive [default: 131072].",
+    help="Longest PDU that we receive, 4096 to 4294967295 [default: 131072; 0: no limit].",
 )
 _CONGESTION = click.option(
     "--congestion", metavar="ALG", help="TCP congestion control of our sockets, such as cubic."

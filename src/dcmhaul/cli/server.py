@@ -25,7 +25,6 @@ from dcmhaul.config import DEFAULT_AE_TITLE, ae_title, port_number
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.net import AcceptorLimits, NullObserver, Timeouts, serve_associations
 from dcmhaul.objects.paths import SpaceWatch
-from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT
 from dcmhaul.services.provider import acceptor_policy, serve_services
 from dcmhaul.services.storage import proposes_storage
 
@@ -126,7 +125,7 @@ class Server:
         self._policy_fields = {
             "ae_title": None if any_called_title else self.ae_title,
             "allowed_callers": allowed_callers(allow),
-            "pdu_length_max": network.pdu_length_max or PDU_LENGTH_DEFAULT,
+            "pdu_length_max": network.pdu_length_announced,
             "accept_any_storage": accept_any,
         }
         self.count = TransferCount()

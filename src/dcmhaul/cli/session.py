@@ -15,7 +15,7 @@ from dcmhaul.errors import ConfigurationError, DcmhaulError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dcmhaul.config import Peer
+    from dcmhaul.config import Node, Peer
 
 __all__ = ["NetworkOptions", "Session", "leaves"]
 
@@ -34,6 +34,20 @@ class NetworkOptions:
     pdu_length_send_max: int | None = None
     congestion: str | None = None
     show_contexts: bool = False
+
+    @property
+    def pdu_length_announced(self) -> int:
+        """`pdu_length_max`, or what is announced where nothing was typed."""
+        from dcmhaul.protocol.negotiation import PDU_LENGTH_DEFAULT
+
+        return PDU_LENGTH_DEFAULT if self.pdu_length_max is None else self.pdu_length_max
+
+
+def _typed_or_configured(typed: int | None, node: Node | None) -> int | None:
+    # 0 is a length, too: it sets no limit.
+    if typed is None and node is not None:
+        return node.pdu_length_max
+    return typed
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -92,9 +106,8 @@ class Session:
             network,
             calling_ae_title=network.calling_ae_title or self.configuration.calling_ae_title,
             timeouts={**self.configuration.timeouts, **network.timeouts},
-            pdu_length_max=network.pdu_length_max or (node.pdu_length_max if node else None),
-            pdu_length_send_max=network.pdu_length_send_max
-            or (node.pdu_length_max if node else None),
+            pdu_length_max=_typed_or_configured(network.pdu_length_max, node),
+            pdu_length_send_max=_typed_or_configured(network.pdu_length_send_max, node),
         )
 
     def code(self, code: int) -> None:

@@ -535,7 +535,7 @@ class DatasetWriter:
         association = self._association
         queue = association._queue
         step = READ_AHEAD_BYTES // queue.fragment_size_max * queue.fragment_size_max
-        step = step or queue.fragment_size_max
+        step = step or READ_AHEAD_BYTES  # even, and a fragment may be shorter than the peer allows
         sent = 0
         while True:
             length = min(step, part.length - sent)

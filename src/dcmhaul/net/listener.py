@@ -263,12 +263,8 @@ class _Server:
             upper.reject(answer)
             return None
         ac, agreement = answer
-        try:
-            transport.queue.limit(agreement.pdu_length_send_max)
-        except ValueError as exc:
-            raise RemoteProtocolError(
-                "a maximum PDU length that cannot carry a fragment (PS3.8 §D.1)", source=0, reason=0
-            ) from exc
+        agreement = agreement.sending_at_most(0)
+        transport.queue.limit(agreement.pdu_length_send_max)
         upper.accept(ac)
         for pdu in upper.take_output():
             transport.queue.add_bytes(pdu)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -68,19 +67,8 @@ async def open_association(
         upper.connect()
         upper.transport_connected(rq)
         ac = await _negotiate(transport, upper, peer, timeouts, observer)
-        agreement = requestor_agreement(rq, ac)
-        cap = request.pdu_length_send_max
-        if cap and not 0 < agreement.pdu_length_send_max <= cap:
-            agreement = replace(agreement, pdu_length_send_max=cap)
-        try:
-            transport.queue.limit(agreement.pdu_length_send_max)
-        except ValueError as exc:
-            raise RemoteProtocolError(
-                f"{peer} announces a maximum PDU length of {agreement.pdu_length_send_max}, which "
-                "cannot carry a fragment (PS3.8 §D.1)",
-                source=0,
-                reason=0,
-            ) from exc
+        agreement = requestor_agreement(rq, ac).sending_at_most(request.pdu_length_send_max)
+        transport.queue.limit(agreement.pdu_length_send_max)
         association = Association(transport, upper, agreement, peer, timeouts, observer)
         observer.association_opened(Role.REQUESTOR, peer, association.stats)
         try:

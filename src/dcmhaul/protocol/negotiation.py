@@ -5,7 +5,7 @@ Decides, and sends nothing (PS3.8 §7.1, §9.3.2-9.3.4, Annex D; PS3.7 Annex D.3
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTEXTS_MAX",
     "PDU_LENGTH_DEFAULT",
+    "PDU_LENGTH_SEND_DEFAULT",
     "WINDOW_MAX",
     "AcceptedContext",
     "AcceptorPolicy",
@@ -55,6 +56,8 @@ __all__ = [
 CONTEXTS_MAX: Final = 128
 """Presentation contexts of one association: the odd IDs from 1 to 255 (PS3.8 §9.3.2.2)."""
 PDU_LENGTH_DEFAULT: Final = 131072
+PDU_LENGTH_SEND_DEFAULT: Final = 1 << 20
+"""What we send in one P-DATA-TF at most, where only the peer could set a limit: longer gains nothing."""
 WINDOW_MAX: Final = 32
 """The most operations that we let be outstanding in one direction, whatever is offered."""
 
@@ -106,9 +109,11 @@ class RejectedContext:
 class Agreement:
     """What an association was opened with, seen from our side; both roles hold the same kind.
 
-    pdu_length_send_max: what the peer takes in the variable field of a P-DATA-TF; 0 is unlimited.
+    pdu_length_send_max: what the peer takes in the variable field of a P-DATA-TF; 0 is unlimited. An
+    open association holds what `sending_at_most` left of it.
     window_invoked: operations that we may have outstanding. window_performed: those of the peer.
     roles: abstract syntax -> (requestor is SCU, requestor is SCP), where it was negotiated.
+    extended: SOP class -> the service-class-application-information that the acceptor answered.
     """
 
     accepted: Mapping[int, AcceptedContext]
@@ -117,6 +122,7 @@ class Agreement:
     window_invoked: int
     window_performed: int
     roles: Mapping[str, tuple[bool, bool]]
+    extended: Mapping[str, bytes]
     calling_ae_title: str
     called_ae_title: str
     peer_implementation_class_uid: str | None
@@ -131,6 +137,13 @@ class Agreement:
             by_syntax.setdefault((context.abstract_syntax, None), context)
             by_syntax.setdefault((context.abstract_syntax, context.transfer_syntax), context)
         object.__setattr__(self, "_by_syntax", by_syntax)
+
+    def sending_at_most(self, length: int) -> Agreement:
+        """The same where we send no longer P-DATA-TF than `length` either; 0 is the default of it."""
+        length = length or PDU_LENGTH_SEND_DEFAULT
+        if 0 < self.pdu_length_send_max <= length:
+            return self
+        return replace(self, pdu_length_send_max=length)
 
     def context_for(
         self, abstract_syntax: str, transfer_syntaxes: Iterable[str] | None = None
@@ -154,7 +167,7 @@ class AssociationRequest:
     """What a requestor proposes.
 
     pdu_length_max: what we take in a P-DATA-TF. pdu_length_send_max: what we send in one at most,
-    whatever the peer takes; 0 leaves it to the peer. window: operations outstanding in each
+    whatever the peer takes; 0 is PDU_LENGTH_SEND_DEFAULT. window: operations outstanding in each
     direction; 1 sends no item, for some peers drop the connection at it.
     """
 
@@ -208,10 +221,13 @@ class SupportedContext:
 
     transfer_syntaxes: in the acceptor's order of preference; () takes the first proposed one that
     is known. accept_scp_role: the requestor may be its SCP (the storage classes of a C-GET).
+    extended: the highest value of each byte of its service-class-application-information that is
+    agreed to; b"" answers no extended negotiation.
     """
 
     transfer_syntaxes: tuple[str, ...] = ()
     accept_scp_role: bool = False
+    extended: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +296,7 @@ def negotiate(
             performed=_lower(asked.async_window.performed, window_max),
         )
     roles = _grant_roles(asked.roles, taken)
+    extended = _grant_extended(asked.extended, taken)
     ac = AAssociateAc(
         called_ae_title=rq.called_ae_title,
         calling_ae_title=rq.calling_ae_title,
@@ -293,6 +310,10 @@ def negotiate(
                 RoleSelection(sop_class_uid=uid, scu=scu, scp=scp)
                 for uid, (scu, scp) in roles.items()
             ),
+            extended=tuple(
+                SopClassExtendedNegotiation(sop_class_uid=uid, information=information)
+                for uid, information in extended.items()
+            ),
         ),
     )
     agreement = Agreement(
@@ -303,6 +324,7 @@ def negotiate(
         window_invoked=granted.performed if granted else 1,
         window_performed=granted.invoked if granted else 1,
         roles=roles,
+        extended=extended,
         calling_ae_title=rq.calling_ae_title,
         called_ae_title=rq.called_ae_title,
         peer_implementation_class_uid=asked.implementation_class_uid,
@@ -315,9 +337,9 @@ def requestor_agreement(rq: AAssociateRq, ac: AAssociateAc) -> Agreement:
     """What the acceptor's answer `ac` to our `rq` lets us do.
 
     Tolerant: a context that the answer leaves out, repeats, or accepts with a syntax that was not
-    proposed counts as rejected; one that was not proposed is ignored, and so is a role. A window
-    that was enlarged is held at ours, one that was not asked for is 1 (PS3.7 §D.3.3.3).
-    RemoteProtocolError(0, 0) where the peer's maximum length cannot carry a single fragment.
+    proposed counts as rejected; one that was not proposed is ignored, and so is a role or an
+    extended negotiation. A window that was enlarged is held at ours, one that was not asked for is 1
+    (PS3.7 §D.3.3.3). RemoteProtocolError(0, 0) where the peer's maximum length cannot carry a single fragment.
     """
     info = ac.user_information
     length = _binding_length(info)
@@ -354,6 +376,7 @@ def requestor_agreement(rq: AAssociateRq, ac: AAssociateAc) -> Agreement:
         granted = answered_roles.get(asked.sop_class_uid)
         if granted is not None and asked.sop_class_uid not in roles:
             roles[asked.sop_class_uid] = (asked.scu and granted.scu, asked.scp and granted.scp)
+    asked_extended = {item.sop_class_uid for item in rq.user_information.extended}
     invoked, performed = _requestor_window(rq.user_information.async_window, info.async_window)
     return Agreement(
         accepted=accepted,
@@ -362,6 +385,11 @@ def requestor_agreement(rq: AAssociateRq, ac: AAssociateAc) -> Agreement:
         window_invoked=invoked,
         window_performed=performed,
         roles=roles,
+        extended={
+            item.sop_class_uid: item.information
+            for item in reversed(info.extended)
+            if item.sop_class_uid in asked_extended
+        },
         calling_ae_title=rq.calling_ae_title,
         called_ae_title=rq.called_ae_title,
         peer_implementation_class_uid=info.implementation_class_uid,
@@ -520,6 +548,24 @@ def _grant_roles(
         if role.scu or scp:
             roles[role.sop_class_uid] = (role.scu, scp)
     return roles
+
+
+def _grant_extended(
+    asked: tuple[SopClassExtendedNegotiation, ...], taken: Mapping[str, SupportedContext]
+) -> dict[str, bytes]:
+    """What is answered to the extended negotiation of accepted classes (PS3.7 §D.3.3.5).
+
+    No byte above what was asked or is supported, and none that was not asked.
+    """
+    granted: dict[str, bytes] = {}
+    for item in asked:
+        supported = taken.get(item.sop_class_uid)
+        if supported is None or not supported.extended or item.sop_class_uid in granted:
+            continue
+        granted[item.sop_class_uid] = bytes(
+            map(min, zip(item.information, supported.extended, strict=False))
+        )
+    return granted
 
 
 def _lower(asked: int, ours: int) -> int:

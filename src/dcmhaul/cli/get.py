@@ -171,12 +171,13 @@ class _Get:
     async def _retrieve(
         self, storage: StorageScp, association: Association, unit: Identifier
     ) -> None:
-        from dcmhaul.cli.keys import encode_identifier
+        from dcmhaul.cli.keys import dump_lines, encode_identifier
         from dcmhaul.cli.models import MODELS
         from dcmhaul.services.retrieve import GET_SECONDS, get
 
         retrieval = self.retrieval
         settings = retrieval.settings
+        retrieval.session.console.debug_lines(dump_lines(unit))
         before = retrieval.count.failed
         response = await get(
             association,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Retrieval", "RetrieveSettings", "folder_sinks", "retrieve_options", "typed_identifiers"]
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def retrieve_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -279,8 +280,8 @@ class Retrieval:
 
     async def over_associations(
         self,
-        units: Sequence[Identifier],
-        work: Callable[[deque[Identifier], CountingObserver], Awaitable[None]],
+        units: Sequence[U],
+        work: Callable[[deque[U], CountingObserver], Awaitable[None]],
     ) -> None:
         """Runs `work` once an association; each takes from the units what comes next."""
         import trio
@@ -306,18 +307,14 @@ class Retrieval:
     async def each_unit(
         self,
         opened: AbstractAsyncContextManager[Association],
-        pending: deque[Identifier],
-        retrieve: Callable[[Association, Identifier], Awaitable[None]],
+        pending: deque[U],
+        retrieve: Callable[[Association, U], Awaitable[None]],
     ) -> None:
         """On one association, one unit after another; where it breaks, others go on with the rest."""
-        from dcmhaul.cli.keys import dump_lines
-
         try:
             async with opened as association:
                 while pending and not self.stop.requested:
-                    unit = pending.popleft()
-                    self.session.console.debug_lines(dump_lines(unit))
-                    await retrieve(association, unit)
+                    await retrieve(association, pending.popleft())
                 if self.settings.abort:
                     await association.abort()
         except DcmhaulError as error:

@@ -42,7 +42,7 @@ STUDY = QueryModel.STUDY_ROOT
 
 
 def incoming(dataset: Dataset | None = None, **fields: str) -> IncomingInstance:
-    known = {
+    known: dict[str, Any] = {
         "sop_class_uid": CT if dataset is None else str(dataset.SOPClassUID),
         "sop_instance_uid": "1.2.3" if dataset is None else str(dataset.SOPInstanceUID),
         "transfer_syntax_uid": EXPLICIT,

@@ -16,13 +16,25 @@ from dcmhaul.errors import (
     RemoteProtocolError,
 )
 from dcmhaul.net import Association, Incoming, Timeouts, open_association
-from dcmhaul.protocol.dimse import CCancelRq, CEchoRq, CEchoRsp, CGetRsp, CMoveRq, CMoveRsp
+from dcmhaul.objects.instances import IncomingInstance, MoveOriginator
+from dcmhaul.protocol.dimse import (
+    CCancelRq,
+    CEchoRq,
+    CEchoRsp,
+    CGetRsp,
+    CMoveRq,
+    CMoveRsp,
+    CStoreRq,
+)
 from dcmhaul.protocol.negotiation import SupportedContext
 from dcmhaul.services.identifiers import encode_uid_list
 from dcmhaul.services.move import move
 from dcmhaul.services.query import QueryModel
 from dcmhaul.services.retrieve import RetrieveResponse, SignsOfLife
+from dcmhaul.services.storage import StorageScp, StorageScu, StoreOutcome
 from tests.net.conversation import (
+    CT,
+    CT_STORE,
     EXPLICIT,
     IMPLICIT,
     KEYS,
@@ -31,6 +43,7 @@ from tests.net.conversation import (
     scripted,
     serving,
 )
+from tests.net.test_retrieve import Held
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -326,3 +339,45 @@ async def test_other_timers_are_not_taken_for_silence() -> None:
             ) as association:
                 await move(association, QueryModel.STUDY_ROOT, KEYS, "THIRD", signs=SignsOfLife())
     assert caught.value.phase == "progress"
+
+
+# -- the sub-operations -----------------------------------------------------------------------------
+
+
+async def test_sub_operations_name_their_move() -> None:
+    """PS3.7 §9.1.1.1: Move Originator Application Entity Title and Message ID."""
+    arrived: list[IncomingInstance] = []
+    async with (
+        serving(StorageScp(arrived.append)) as port,
+        open_association("127.0.0.1", port, request()) as association,
+    ):
+        held = iter([Held(sop_instance_uid="1.2.3"), Held(sop_instance_uid="1.2.4")])
+
+        async def take() -> Held | None:
+            await trio.lowlevel.checkpoint()
+            return next(held, None)
+
+        outcomes: list[StoreOutcome] = []
+        originator = MoveOriginator("ASKED", 65535)
+        await StorageScu(association, originator=originator, priority=1).run(take, outcomes.append)
+        for fields in (
+            {},
+            {"move_originator_application_entity_title": "ALONE"},
+            {"move_originator_message_id": 7},
+        ):
+            rq = CStoreRq(
+                message_id=association.next_message_id(),
+                affected_sop_class_uid=CT,
+                affected_sop_instance_uid="1.2.5",
+                **fields,
+            )
+            await association.send(CT_STORE, rq, b"")
+            await association.receive()
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    assert [instance.move_originator for instance in arrived] == [
+        originator,
+        originator,
+        None,
+        None,
+        None,
+    ]

@@ -15,6 +15,7 @@ __all__ = [
     "PATIENCE_SECONDS",
     "BytesInMemory",
     "IncomingInstance",
+    "MoveOriginator",
     "OutgoingInstance",
     "SinkFactory",
     "StorageSink",
@@ -49,9 +50,20 @@ class OutgoingInstance(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class MoveOriginator:
+    """The C-MOVE-RQ that a C-STORE-RQ belongs to: who sent it, and its Message ID (PS3.7 §9.3.1.1)."""
+
+    ae_title: str
+    message_id: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncomingInstance:
-    """What is known of an instance before its dataset arrives."""
+    """What is known of an instance before its dataset arrives.
+
+    move_originator: who asked for it by a C-MOVE, where its C-STORE-RQ says so; optional (PS3.7 §9.1.1.1).
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -59,6 +71,7 @@ class IncomingInstance:
     calling_ae_title: str
     called_ae_title: str
     peer: str
+    move_originator: MoveOriginator | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,13 +18,14 @@ from dcmhaul.errors import (
 from dcmhaul.net import FileRange
 from dcmhaul.objects.instances import (
     IncomingInstance,
+    MoveOriginator,
     OutgoingInstance,
     SinkFactory,
     StorageSink,
     StoreRefused,
     StoreReply,
 )
-from dcmhaul.protocol.dimse import CStoreRq, CStoreRsp, DimseMessage
+from dcmhaul.protocol.dimse import CStoreRq, CStoreRsp, DimseMessage, Priority
 from dcmhaul.protocol.negotiation import SupportedContext
 from dcmhaul.services.provider import refuse_stray
 
@@ -93,6 +94,7 @@ class StorageScp:
                         calling_ae_title=agreement.calling_ae_title,
                         called_ae_title=agreement.called_ae_title,
                         peer=association.peer,
+                        move_originator=_move_originator(request),
                     )
                 )
             except StoreRefused as exc:
@@ -178,6 +180,15 @@ def _refusal(context: AcceptedContext, request: CStoreRq) -> StoreReply | None:
     return None
 
 
+def _move_originator(request: CStoreRq) -> MoveOriginator | None:
+    """Both fields or none: one alone identifies no C-MOVE."""
+    ae_title = request.move_originator_application_entity_title
+    message_id = request.move_originator_message_id
+    if ae_title is None or message_id is None:
+        return None
+    return MoveOriginator(ae_title, message_id)
+
+
 def proposes_storage(rq: AAssociateRq, extra_classes: Iterable[str] = ()) -> bool:
     """Whether the requestor wants to store; not where it is the SCP alone, as for a C-GET (PS3.7 §D.3.3.4)."""
     receives = {role.sop_class_uid for role in rq.user_information.roles if not role.scu}
@@ -226,9 +237,17 @@ class StorageScu:
         *,
         window: int | None = None,
         on_other: Callable[[Incoming], Awaitable[None]] | None = None,
+        priority: int = Priority.MEDIUM,
+        originator: MoveOriginator | None = None,
     ) -> None:
-        """`on_other` gets what is no C-STORE-RSP, dataset unread; without it that is an error."""
+        """`on_other` gets what is no C-STORE-RSP, dataset unread; without it that is an error.
+
+        originator: of the C-MOVE that the instances are the sub-operations of.
+        """
         granted = association.agreement.window_invoked
+        self._priority = priority
+        self._originator_title = originator.ae_title if originator is not None else None
+        self._originator_id = originator.message_id if originator is not None else None
         self._on_other = on_other
         self._association = association
         self._window = granted if window is None else min(window, granted)
@@ -317,6 +336,9 @@ class StorageScu:
             message_id=message_id,
             affected_sop_class_uid=instance.sop_class_uid,
             affected_sop_instance_uid=instance.sop_instance_uid,
+            priority=self._priority,
+            move_originator_application_entity_title=self._originator_title,
+            move_originator_message_id=self._originator_id,
         )
         self._outstanding[message_id] = _Outstanding(instance, time.perf_counter())
         dataset = instance.dataset

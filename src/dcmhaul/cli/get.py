@@ -140,13 +140,14 @@ class _Get:
         from dcmhaul.cli.retrieval import storage_contexts
 
         contexts = storage_contexts(classes, self.preferred)
-        await self.retrieval.over_associations(units, partial(self._work, contexts))
+        with self.retrieval.counting() as observer:
+            await self.retrieval.over_associations(units, partial(self._work, contexts, observer))
 
     async def _work(
         self,
         contexts: tuple[PresentationContextRq, ...],
-        pending: deque[Identifier],
         observer: CountingObserver,
+        pending: deque[Identifier],
     ) -> None:
         from dcmhaul.cli import models
         from dcmhaul.cli.network import open_peer

@@ -6,6 +6,7 @@ What a C-GET or a C-MOVE needs of its own (contexts, roles, where instances arri
 from __future__ import annotations
 
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +26,7 @@ from dcmhaul.cli.output import Progress, TransferCount, show_progress
 from dcmhaul.errors import ConfigurationError, DcmhaulError, NoAcceptedContext
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager, ExitStack
 
     from dcmhaul.cli.keys import Identifier
@@ -278,29 +279,30 @@ class Retrieval:
 
     # -- over associations ----------------------------------------------------------------------
 
-    async def over_associations(
-        self,
-        units: Sequence[U],
-        work: Callable[[deque[U], CountingObserver], Awaitable[None]],
-    ) -> None:
-        """Runs `work` once an association; each takes from the units what comes next."""
-        import trio
-
+    @contextmanager
+    def counting(self) -> Iterator[CountingObserver]:
+        """The observer of every association on which instances arrive; `--metrics` hears of it too."""
         from dcmhaul.cli.network import CountingObserver, counting
         from dcmhaul.net import NullObserver
 
         settings = self.settings
+        with counting(self.session, settings.metrics, settings.peer, settings.durability) as inner:
+            yield CountingObserver(self.session, self.count, inner or NullObserver())
+
+    async def over_associations(
+        self, units: Sequence[U], work: Callable[[deque[U]], Awaitable[None]]
+    ) -> None:
+        """Runs `work` once an association; each takes from the units what comes next."""
+        import trio
+
+        settings = self.settings
         pending = deque([*units] * settings.repeat)
-        with counting(
-            self.session, settings.metrics, settings.peer, settings.durability
-        ) as observer:
-            watching = CountingObserver(self.session, self.count, observer or NullObserver())
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(show_progress, self.session, self._look)
-                async with trio.open_nursery() as workers:
-                    for _ in range(min(settings.associations, len(pending))):
-                        workers.start_soon(work, pending, watching)
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show_progress, self.session, self._look)
+            async with trio.open_nursery() as workers:
+                for _ in range(min(settings.associations, len(pending))):
+                    workers.start_soon(work, pending)
+            nursery.cancel_scope.cancel()
         if pending:
             self.session.console.error(f"{len(pending)} requests were not made")
 

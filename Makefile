@@ -1,5 +1,7 @@
-# Targets: install demo test check ext bench fuzz torture clean. `make PYTHON=python3.12` chooses the interpreter.
+# Targets: install demo test check ext bench fuzz torture clean. `make PYTHON=python3.12` chooses the interpreter,
+# `make test WORKERS=8` how many processes share the tests.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 EXT_SOURCES := $(shell find ext -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
@@ -37,7 +39,7 @@ demo: install
 	$(BIN)/dcmhaul demo
 
 test: $(VENV)/.test
-	$(BIN)/python -bb -X dev -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -bb -X dev -m pytest -q --dist worksteal --tx '$(WORKERS)*popen//python=$(BIN)/python -bb -X dev' $(PYTEST_ARGS)
 
 $(VENV)/.fuzz: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'

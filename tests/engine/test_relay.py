@@ -165,6 +165,17 @@ async def test_what_the_destination_holds_is_not_forwarded() -> None:
     assert set(new.received) == set(old.instances) - held
 
 
+async def test_what_comes_again_within_a_get_is_forwarded_whatever_is_held() -> None:
+    """It may be another object under the UID, and what the destination has is the first."""
+    first, other = make_instance(0, study=STUDY, size=10), make_instance(0, study=STUDY, size=20)
+    old, new = FakeArchive([first]), FakeArchive()
+    old.instances["other"] = other
+    async with relay(old, new) as pair:
+        result = await get(pair, held={first.sop_instance_uid})
+        assert (result.status, result.unsent) == (0, set())
+        assert [outcome.sha256 for outcome in pair.outcomes] == [other.sha256]
+
+
 async def test_a_destination_that_dies_within_an_object() -> None:
     # Large enough that it cannot have left entirely when the destination dies.
     old = FakeArchive(instances(8, size=30_000_000))

@@ -484,21 +484,33 @@ class FolderDestination:
         self.failure: DcmhaulError | None = None
         self.failed: Final = trio.Event()
         self._sinks = sinks
-        self._report = report
+        self._report_to = report
+        self._unreported = 0
+        self._idle = trio.Event()
 
     def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
         return True
 
     async def settled(self) -> None:
-        await trio.lowlevel.checkpoint()  # an answer is a report: none is outstanding
+        while self._unreported:
+            await self._idle.wait()
+        await trio.lowlevel.checkpoint()
 
     def open(self, instance: IncomingInstance) -> _Filing:
+        self._unreported += 1
         try:
             sink = self._sinks(instance)
         except StoreRefused as refused:
             self._report(_filed(instance, refused.reply))
             raise
         return _Filing(instance, sink, self._report, content=self.content)
+
+    def _report(self, outcome: RelayOutcome) -> None:
+        self._unreported -= 1
+        if not self._unreported:
+            self._idle.set()
+            self._idle = trio.Event()
+        self._report_to(outcome)
 
 
 def _filed(
@@ -546,12 +558,15 @@ class _Filing:
             try:
                 reply = await self._sink.commit()
             except BaseException:
-                self._sink.discard()
+                self._drop("stopped while it was stored")
                 raise
         self._report(_filed(self._instance, reply, self._digest))
         return reply
 
     async def broken(self) -> None:
+        self._drop("the source was lost within an instance")
+
+    def _drop(self, why: str) -> None:
         if self._sink is not None:
             self._sink.discard()
         self._report(
@@ -560,7 +575,7 @@ class _Filing:
                 sop_instance_uid=self._instance.sop_instance_uid,
                 transfer_syntax_uid=self._instance.transfer_syntax_uid,
                 status=None,
-                error=TransportError("the source was lost within an instance"),
+                error=TransportError(why),
                 length=self._digest.length,
             )
         )

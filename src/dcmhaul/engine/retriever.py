@@ -90,9 +90,9 @@ class Retriever:
         """One C-GET in the Study Root model (PS3.4 §C.4.3).
 
         held: instances that the destination has; they are answered 0000 and not forwarded. What comes
-        again under the UID of one that came before within this C-GET may be another object, and is
-        forwarded whatever is held. stop: asks
-        the source to end early (C-CANCEL); what still comes is forwarded. A destination that fails
+        again under the UID of one that came before within this C-GET may be another object: it is
+        forwarded whatever is held, when those before it are answered. stop: asks the source to end
+        early (C-CANCEL); what still comes is forwarded. A destination that fails
         ends it in the same way: what still comes is answered A700, and a source that does not heed
         the C-CANCEL is aborted.
         Raises NoAcceptedContext, and whatever ends the source's association.
@@ -163,6 +163,9 @@ class _Store:
             if uid in self._held and not again:
                 reply = _STORED
             else:
+                if again:
+                    # A destination that works on several at once would take either for the first.
+                    await self._destination.settled()
                 try:
                     receiver = self._destination.open(self._instance(incoming, request))
                 except StoreRefused as refused:

@@ -96,6 +96,7 @@ class Ledger:
         self._database = database
         self._pending: list[InstanceResult] = []
         self._closed: list[dict[str, Any]] = []
+        self._excluded: list[dict[str, Any]] = []
         self._flushing = trio.StrictFIFOLock()
         self._asked = 0
         self._written = 0
@@ -242,10 +243,7 @@ class Ledger:
         """Files that are not DICOM, cannot be read, or hold another object under a known UID."""
         if not exclusions:
             return
-        rows = [
-            {"run_id": run_id, "locator": e.locator, "kind": e.kind, "reason": e.reason}
-            for e in exclusions
-        ]
+        rows = [_exclusion_row(run_id, exclusion) for exclusion in exclusions]
         statement = self._insert(EXCLUSION).on_conflict_do_nothing()
         await self._database.submit(
             lambda connection: _discard(connection.execute(statement, rows))
@@ -321,6 +319,10 @@ class Ledger:
         self._pending.append(result)
         if len(self._pending) >= FLUSH_ROWS:
             self._full.set()
+
+    def record_exclusion(self, run_id: int, exclusion: Exclusion) -> None:
+        """As `record`, of what has no row among the instances."""
+        self._excluded.append(_exclusion_row(run_id, exclusion))
 
     async def room(self) -> None:
         """Waits while the writer is behind: called before more work is taken on."""
@@ -449,18 +451,29 @@ class Ledger:
         asked = self._asked
         pending, self._pending = self._pending, []
         closed, self._closed = self._closed, []
+        excluded, self._excluded = self._excluded, []
         self._full = trio.Event()
-        if pending or closed:
+        if pending or closed or excluded:
             now = _now()
             rows = [self._row(result, now) for result in pending]
             if crash.armed and rows:
                 crash.passed("ledger.before_ack")
+            exclude = self._insert(EXCLUSION).on_conflict_do_nothing()
+
+            def write(connection: Connection) -> None:
+                update_instances(connection, rows)
+                if excluded:
+                    connection.execute(exclude, excluded)
+                for parameters in closed:
+                    connection.execute(CLOSE_STUDY, parameters)
+
             try:
-                await self._database.submit(lambda connection: _execute(connection, rows, closed))
+                await self._database.submit(write)
             except BaseException:
                 # Cancelled, it may have been written or not; written again it says the same.
                 self._pending[:0] = pending
                 self._closed[:0] = closed
+                self._excluded[:0] = excluded
                 raise
             if crash.armed and rows:
                 crash.passed("ledger.after_ack")
@@ -544,12 +557,13 @@ def _make_folder(url: str) -> None:
         raise ConfigurationError(f"cannot make the ledger's folder: {error}") from error
 
 
-def _execute(
-    connection: Connection, rows: list[tuple[Any, ...]], closed: list[dict[str, Any]]
-) -> None:
-    update_instances(connection, rows)
-    for parameters in closed:
-        connection.execute(CLOSE_STUDY, parameters)
+def _exclusion_row(run_id: int, exclusion: Exclusion) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "locator": exclusion.locator,
+        "kind": exclusion.kind,
+        "reason": exclusion.reason,
+    }
 
 
 def _discard(_result: object) -> None:

@@ -239,7 +239,7 @@ def _passes(
 
 
 class _Got:
-    """What has come so far."""
+    """What has come so far. Of several objects under one UID the first counts, as everywhere."""
 
     def __init__(self, *, elements: bool) -> None:
         self.readings: dict[str, Reading] = {}
@@ -256,7 +256,7 @@ class _Got:
 
     def report(self, outcome: RelayOutcome) -> None:
         digests = self._taken.pop(outcome.sop_instance_uid, None)
-        if outcome.status == 0:
+        if outcome.status == 0 and outcome.sop_instance_uid not in self.readings:
             self.readings[outcome.sop_instance_uid] = Reading(
                 transfer_syntax_uid=outcome.transfer_syntax_uid,
                 length=outcome.length,

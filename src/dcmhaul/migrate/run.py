@@ -43,6 +43,7 @@ from dcmhaul.migrate.readback import FolderReader, PeerReader, Reader
 from dcmhaul.migrate.report import MigrationSummary, Progress, summarise
 from dcmhaul.migrate.study import Next, StudyWork, make_work
 from dcmhaul.migrate.tables import (
+    Exclusion,
     InstanceResult,
     InstanceState,
     RunRow,
@@ -531,6 +532,10 @@ class _Migration:
             self._recorded(work, result)
         else:
             work.extra_results.append(result)
+
+    def conflict(self, exclusion: Exclusion) -> None:
+        self._tracker.failed += 1
+        self._ledger.record_exclusion(self._run.id, exclusion)
 
     async def record(self, work: StudyWork, results: Iterable[InstanceResult]) -> None:
         if work.extra:

@@ -17,6 +17,7 @@ from dcmhaul.migrate.plan import WIDE_PASSES, ExpectedInstance, context_passes
 from dcmhaul.migrate.tables import (
     FINAL_STATES,
     HELD_STATES,
+    Exclusion,
     InstanceResult,
     InstanceRow,
     InstanceState,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from dcmhaul.engine.relay import RelayOutcome
     from dcmhaul.engine.retriever import GetResult
 
-__all__ = ["Next", "StudyWork", "make_work"]
+__all__ = ["Next", "StudyWork", "another_object", "make_work", "unsent_object"]
 
 
 class Next(Enum):
@@ -317,6 +318,31 @@ def _kind(instance: ExpectedInstance) -> str:
     syntax = instance.transfer_syntax_uid
     within = f" in {uids.name(syntax)}" if syntax else ""
     return (uids.name(instance.sop_class_uid) or "an unnamed SOP class") + within
+
+
+def another_object(outcome: RelayOutcome) -> Exclusion:
+    """What is told of an object that came under the UID of another, which has the instance's row."""
+    if outcome.status is not None:
+        said = f"the destination answered {describe(outcome.status, 'C-STORE')}"
+        if outcome.error_comment:
+            said += f": {outcome.error_comment}"
+    else:
+        said = str(outcome.error or "no answer")
+    digest = f"sha256 {outcome.sha256.hex()[:16]}" if outcome.sha256 else "not whole"
+    return Exclusion(
+        locator=f"{outcome.sop_instance_uid} ({digest})",
+        kind="conflict",
+        reason=f"another object under this SOP Instance UID: {said}",
+    )
+
+
+def unsent_object(sop_instance_uid: str) -> Exclusion:
+    """The same of one that the source had, and failed to send."""
+    return Exclusion(
+        locator=f"{sop_instance_uid} (not sent)",
+        kind="conflict",
+        reason="the source failed to send another object under this SOP Instance UID",
+    )
 
 
 def make_work(

@@ -296,7 +296,11 @@ class CheckRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exclusion:
-    """A file that is no instance of the job. kind: `skipped`, `failed` or `conflict`."""
+    """A file that is no instance of the job. kind: `skipped`, `failed` or `conflict`.
+
+    Of a peer, `conflict` alone: an object that came under the SOP Instance UID of another; its locator
+    is made of the UID and the digest.
+    """
 
     locator: str
     kind: str

@@ -27,6 +27,7 @@ from dcmhaul.migrate.plan import (
     retrieve_identifier,
     text_path,
 )
+from dcmhaul.migrate.study import another_object, unsent_object
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.instances import BytesInMemory, IncomingInstance, StoreRefused
 from dcmhaul.objects.part10 import FileInstance, open_instance
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from dcmhaul.engine.scheduler import StopRequest, WorkQueue
     from dcmhaul.migrate.plan import MigrateOptions, RequestOptions
     from dcmhaul.migrate.study import StudyWork
-    from dcmhaul.migrate.tables import InstanceResult
+    from dcmhaul.migrate.tables import Exclusion, InstanceResult
     from dcmhaul.objects.canonical import DatasetDigest
     from dcmhaul.objects.instances import SinkFactory
 
@@ -77,6 +78,9 @@ class Job(Protocol):
 
     def outcome(self, work: StudyWork, outcome: RelayOutcome) -> None:
         """Folds an outcome into its study, counts it and records it."""
+
+    def conflict(self, exclusion: Exclusion) -> None:
+        """Counts and records an object that came under the UID of another."""
 
     async def record(self, work: StudyWork, results: Iterable[InstanceResult]) -> None: ...
     async def finish_visit(self, work: StudyWork) -> None:
@@ -172,6 +176,8 @@ class RelayWorker:
         self._work: StudyWork | None = None
         self._visiting = False
         self._error: DcmhaulError | None = None
+        self._came: dict[str, bytes | None] = {}
+        """Within this C-GET: SHA-256 of what came first under a UID, as far as it is known."""
 
     async def run(self, queue: WorkQueue[StudyWork]) -> None:
         """Until the queue is exhausted. PoolExhausted: one of the peers was given up."""
@@ -211,8 +217,20 @@ class RelayWorker:
             self._source.worked()
             if self._destination is not None:
                 self._destination.worked()
-        if self._work is not None:
+        if self._work is None:
+            return
+        if self._is_another(outcome, self._work):
+            self._job.conflict(another_object(outcome))
+        else:
             self._job.outcome(self._work, outcome)
+
+    def _is_another(self, outcome: RelayOutcome, work: StudyWork) -> bool:
+        """Whether something else came under this UID before, or may have: it was held, and not read."""
+        uid = outcome.sop_instance_uid
+        if uid in self._came:
+            return self._came[uid] != outcome.sha256
+        self._came[uid] = outcome.sha256
+        return uid in work.held
 
     @asynccontextmanager
     async def _link(self, proposed: Pairs) -> AsyncIterator[_Link]:
@@ -315,12 +333,15 @@ class RelayWorker:
             if job.stop.requested or link.failure() is not None:
                 return
             asked = set(_asked(request, work, covered))
+            self._came.clear()
             result = await retriever.retrieve(
                 partial(encode_identifier, retrieve_identifier(request)),
                 held=work.held,
                 stop=job.stop.event,
             )
             await link.destination.settled()
+            for uid in sorted(result.unsent):
+                self._job.conflict(unsent_object(uid))
             if result.cut_short or link.failure() is not None or job.stop.requested:
                 return  # nothing follows from what did not come
             await job.record(work, work.not_delivered(asked, result))

@@ -129,13 +129,10 @@ def test_syntaxes_are_those_of_the_dictionary() -> None:
         assert set(letter.uids) <= TRANSFER_SYNTAXES.keys()
 
 
-def test_letters_keep_the_order_typed() -> None:
-    assert preferred_syntaxes(("s", "=", "i")) == (
-        "1.2.840.10008.1.2.4.70",
-        "1.2.840.10008.1.2.1",
-        "1.2.840.10008.1.2.2",
-        "1.2.840.10008.1.2",
-    )
+def test_of_several_letters_the_last_holds() -> None:
+    assert preferred_syntaxes(("i", "s")) == ("1.2.840.10008.1.2.4.70",)
+    assert preferred_syntaxes(("s", "i")) == ("1.2.840.10008.1.2",)
+    assert preferred_syntaxes(()) == ()
 
 
 def test_tools_have_their_general_flags() -> None:

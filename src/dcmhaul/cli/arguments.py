@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcmhaul.cli.dcmtk import SYNTAX_LETTERS, TOOL_FLAGS
+from dcmhaul.cli.dcmtk import SYNTAX_LETTERS, TOOL_FLAGS, instead_of
 from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def normalise(
 def _refusal(word: str, tool: str | None) -> str:
     spelling = word if word in TOOL_FLAGS.get(tool or "", ()) else word.partition("=")[0]
     if tool is not None and spelling in TOOL_FLAGS[tool]:
-        return f"{spelling}: an option of DCMTK's {tool} that dcmhaul does not support"
+        instead = instead_of(spelling)
+        text = f"{spelling}: an option of DCMTK's {tool} that dcmhaul does not support"
+        return f"{text}; {instead}" if instead else text
     hint = "; a value stands apart from its option" if word[:2] != "--" and len(word) > 2 else ""
     return f"no such option: {word}{hint} (--help lists them)"

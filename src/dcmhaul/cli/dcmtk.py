@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["SYNTAX_LETTERS", "TOOL_FLAGS", "SyntaxLetter", "preferred_syntaxes"]
+__all__ = ["SYNTAX_LETTERS", "TOOL_FLAGS", "SyntaxLetter", "instead_of", "preferred_syntaxes"]
 
 _GENERAL = """
 -h --help --version --arguments -q --quiet -v --verbose -d --debug -ll --log-level -lc --log-config
@@ -123,6 +123,64 @@ TOOL_FLAGS: dict[str, frozenset[str]] = {
 }
 
 
+# What to do instead of a flag that is refused.
+_INSTEAD = {
+    flag: text
+    for text, flags in (
+        (
+            "it is so without it",
+            """-tls --disable-tls +ps --std-passwd -pem --pem-keys -r --no-recurse -rn --no-rename
+            +f --read-file -ac --access-full -uf --default-filenames +F --write-file --no-port
+            -pi --pending-ignore -dc --disable-correction -dhl --disable-host-lookup
+            +u --enable-new-vr""",
+        ),
+        (
+            "what is received is written as it came",
+            """-F --write-dataset +t= --write-xfer-same +te --write-xfer-little +tb --write-xfer-big
+            +ti --write-xfer-implicit +td --write-xfer-deflated +g= --group-length-recalc
+            +g --group-length-create -g --group-length-remove +e --length-explicit
+            -e --length-undefined -p --padding-off +p --padding-create -uc --retain-un
+            +uc --convert-un""",
+        ),
+        (
+            "each file is named by its SOP Instance UID, in one folder",
+            """-ss --sort-conc-studies -su --sort-on-study-uid -sp --sort-on-patientname
+            -tn --timenames +uf --unique-filenames -fe --filename-extension
+            -rns --rename-on-eostudy -tos --eostudy-timeout""",
+        ),
+        (
+            "no command is run",
+            "-xcr --exec-on-reception -xcs --exec-on-eostudy -xs --exec-sync",
+        ),
+        (
+            "dcmhaul synth writes instances with new UIDs",
+            """+II --invent-instance +IR --invent-series +IS --invent-study
+            +IP --invent-patient""",
+        ),
+        ("-ll, -v, -d and -q say how much is told", "-lc --log-config"),
+        ("many associations are served at once without it", "--fork"),
+        ("--max-associations 1 serves one after another", "--single-process"),
+        ("the contexts follow from what there is", "-xf --config-file"),
+        ("each transfer syntax has a context of its own", "+C --combine"),
+        ("files without meta are recognised without it", "-f --read-dataset"),
+        ("--json tells what became of each file", "+rn --rename"),
+        ("let the shell expand the pattern", "+sp --scan-pattern"),
+        ("-X writes DICOM files, --json JSON", "-Xx --extract-xml -Xs --extract-xml-single"),
+        ("-d shows each response", "+sr --show-responses"),
+        ("only -d shows the responses", "-sr --hide-responses"),
+        ("--cancel N ends the query after N matches", "-Xlo --limit-output"),
+        ("--allow AET[@HOST] says who may call", "+ac --access-control"),
+        ("-d says what goes out", "--arguments"),
+    )
+    for flag in flags.split()
+}
+
+
+def instead_of(flag: str) -> str:
+    """What to do instead of a flag that is refused; empty where there is nothing to say."""
+    return _INSTEAD.get(flag, "")
+
+
 def preferred_syntaxes(letters: tuple[str, ...]) -> tuple[str, ...]:
-    """The syntaxes of the letters as typed, each once: the order in which to propose or prefer."""
-    return tuple(dict.fromkeys(uid for letter in letters for uid in SYNTAX_LETTERS[letter].uids))
+    """The syntaxes to propose or prefer, in order. Of several letters the last holds, as in DCMTK."""
+    return SYNTAX_LETTERS[letters[-1]].uids if letters else ()

@@ -128,6 +128,13 @@ _PROGRESS = _deadline(
     "-ts", "--socket-timeout", "progress", "Bytes must move in a message [default: 30"
 )
 
+_LEVEL = click.Choice(list(_LEVELS), case_sensitive=False)
+
+
+def _level_flag(short: str, long: str, level: str, text: str) -> Decorator:
+    return click.option(short, long, "level", flag_value=level, type=_LEVEL, help=text)
+
+
 _GENERAL = (
     click.option(
         "--config",
@@ -135,14 +142,15 @@ _GENERAL = (
         metavar="FILE",
         help="dcmhaul.toml to use (else $DCMHAUL_CONFIG, ./dcmhaul.toml, the user's).",
     ),
-    click.option("-v", "--verbose", is_flag=True, help="Say what happens, on stderr."),
-    click.option("-d", "--debug", is_flag=True, help="Say everything, with tracebacks."),
-    click.option("-q", "--quiet", is_flag=True, help="No warnings and no errors."),
+    _level_flag("-v", "--verbose", "info", "Say what happens, on stderr."),
+    _level_flag("-d", "--debug", "debug", "Say everything, with tracebacks."),
+    _level_flag("-q", "--quiet", "fatal", "No warnings and no errors."),
     click.option(
         "-ll",
         "--log-level",
-        type=click.Choice(list(_LEVELS), case_sensitive=False),
-        help="The same by level; warn is the default.",
+        "level",
+        type=_LEVEL,
+        help="The same by level; warn is the default. Of several of these the last holds.",
     ),
 )
 _JSON = click.option(
@@ -315,16 +323,6 @@ class Verb(click.Command):
         return int(result or 0)
 
 
-def _level(quiet: bool, verbose: bool, debug: bool, log_level: str | None) -> Level:
-    if log_level is not None:
-        return Level(_LEVELS[log_level])
-    if debug:
-        return Level.DEBUG
-    if verbose:
-        return Level.INFO
-    return Level.FATAL if quiet else Level.WARN
-
-
 def _pack_network(arguments: dict[str, Any]) -> None:
     """Gathers the options of `network_options` into the argument `network`."""
     if "pdu_length_max" not in arguments:
@@ -354,12 +352,7 @@ def verb(
         def callback(**arguments: Any) -> int:
             session = Session(
                 str(click.get_current_context().obj or name),
-                level=_level(
-                    arguments.pop("quiet"),
-                    arguments.pop("verbose"),
-                    arguments.pop("debug"),
-                    arguments.pop("log_level"),
-                ),
+                level=Level(_LEVELS[arguments.pop("level") or "warn"]),
                 json_lines=arguments.pop("json_lines"),
                 config_path=arguments.pop("config_path"),
             )

@@ -119,7 +119,7 @@ def _accepted_syntaxes(letters: tuple[str, ...]) -> tuple[str, ...]:
     if not letters:
         return ()
     preferred = preferred_syntaxes(letters)
-    if letters == ("i",):
+    if letters[-1] == "i":
         return preferred
     from dcmhaul.uids import TRANSFER_SYNTAXES
 

@@ -131,3 +131,37 @@ async def test_one_error_comes_out_as_itself() -> None:
         async with flat_nursery() as nursery:
             nursery.start_soon(fail, "first")
             await trio.sleep_forever()
+
+
+async def test_what_a_queue_was_filled_with_is_all_there_will_be(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    queue: WorkQueue[int] = WorkQueue(1)
+    queue.fill(range(3))
+    assert await queue.wait()
+    assert [queue.take_nowait(), queue.take_nowait()] == [0, 1]
+    queue.put_back(0, delay_seconds=5)
+    queue.settle()
+    assert (queue.waiting, queue.take_nowait(), queue.take_nowait()) == (2, 2, None)
+    started = trio.current_time()
+    assert await queue.wait()
+    assert trio.current_time() - started == pytest.approx(5)
+    assert queue.take_nowait() == 0
+    queue.put_back(2, delay_seconds=60)
+    assert queue.drain() == [2]
+    queue.settle()
+    assert not await queue.wait()
+
+
+async def test_a_wait_ends_when_the_queue_is_closed() -> None:
+    queue: WorkQueue[int] = WorkQueue(1)
+    answers: list[bool] = []
+
+    async def wait() -> None:
+        answers.append(await queue.wait())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        queue.close()
+    assert answers == [False]

@@ -140,3 +140,26 @@ def test_errors(error: DcmhaulError, attempts: int, verdict: Verdict, retryable:
 
 def test_delays_stay_under_their_maximum() -> None:
     assert [RETRY.delay(n) for n in (1, 2, 3, 99)] == [1.0, 2.0, 3.0, 3.0]
+
+
+def test_patience_tries_again_for_a_time_whether_the_peer_was_reached_or_not() -> None:
+    policy = PoolPolicy(failures_max=2, delay_seconds=1.0, patience_seconds=5.0)
+    for health in (Health(limit=4), REACHED):
+        health = after_failure(health, LOST, 0, 10.0, policy)
+        health = after_failure(health, LOST, 0, 12.0, policy)
+        assert next_step(health, 12.0, policy) == Wait(2.0)
+        assert next_step(health, 14.9, policy) == Open()
+        assert next_step(health, 15.0, policy) == GiveUp(LOST)
+    # Fewer failures than that are no reason to give up a peer that was reached, however old they are.
+    assert next_step(after_failure(REACHED, LOST, 0, 0.0, policy), 99.0, policy) == Open()
+
+
+def test_patience_begins_anew_after_work_and_changes_nothing_for_what_is_permanent() -> None:
+    policy = PoolPolicy(failures_max=1, delay_seconds=1.0, patience_seconds=5.0)
+    health = after_failure(REACHED, LOST, 0, 0.0, policy)
+    health = after_failure(after_work(health), LOST, 0, 100.0, policy)
+    assert next_step(health, 104.0, policy) == Open()
+    rejected = AssociationRejected(1, 1, 7, "unknown title")
+    assert next_step(after_failure(REACHED, rejected, 0, 0.0, policy), 0.0, policy) == GiveUp(
+        rejected
+    )

@@ -63,11 +63,12 @@ ASSOCIATION_ERRORS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPolicy:
     """size: associations at once. failures_max: consecutive failures after which the peer is given
-    up.
+    up, as it is at once where it was never reached. patience_seconds: not before they have lasted so long.
     """
 
     size: int = 4
     failures_max: int = 5
+    patience_seconds: float = 0.0
     delay_seconds: float = 0.25
     delay_max_seconds: float = 30.0
 
@@ -80,6 +81,8 @@ class Health:
     """How many associations the peer seems to bear: the size, or less after a refusal."""
     failures: int = 0
     """Consecutive: reset by work that was done, not by an association that merely opened."""
+    failing_since: float = 0.0
+    """Of the first of them."""
     retry_at: float = 0.0
     reached: bool = False
     """True once an association was opened: a peer that was never reached is given up at once."""
@@ -120,7 +123,9 @@ def next_step(health: Health, now: float, policy: PoolPolicy) -> Open | Wait | G
         permanent = isinstance(error, NoAcceptedContext) or (
             isinstance(error, AssociationRejected) and not error.transient
         )
-        if permanent or not health.reached or health.failures >= policy.failures_max:
+        hopeless = not health.reached or health.failures >= policy.failures_max
+        patient = now - health.failing_since < policy.patience_seconds
+        if permanent or (hopeless and not patient):
             return GiveUp(error)
     return Wait(health.retry_at - now) if health.retry_at > now else Open()
 
@@ -137,7 +142,10 @@ def after_failure(
         return replace(health, limit=max(1, min(health.limit, others_open)))
     failures = health.failures + 1
     delay = min(policy.delay_seconds * 2 ** min(failures - 1, 16), policy.delay_max_seconds)
-    return replace(health, failures=failures, retry_at=now + delay, error=error)
+    since = health.failing_since if health.failures else now
+    return replace(
+        health, failures=failures, failing_since=since, retry_at=now + delay, error=error
+    )
 
 
 def after_work(health: Health) -> Health:

@@ -15,7 +15,7 @@ import trio
 from dcmhaul import crash
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 __all__ = ["StopRequest", "WorkQueue", "flat_nursery", "run_stage", "unwrapped"]
 
@@ -103,6 +103,11 @@ class WorkQueue(Generic[T]):
         self._wake()
         return True
 
+    def fill(self, items: Iterable[T]) -> None:
+        """All the items there will be, whatever the capacity."""
+        self._ready.extend(items)
+        self.finish_feeding()
+
     def finish_feeding(self) -> None:
         """The feeder has no more items."""
         self._feeding = False
@@ -136,6 +141,14 @@ class WorkQueue(Generic[T]):
             self._ready.appendleft(self._delayed.pop(0)[2])
         return self._delayed[0][0] if self._delayed else None
 
+    def drain(self) -> list[T]:
+        """Hands over all that nobody has taken, delayed items too; they are not to be settled."""
+        waiting = [*self._ready, *(item for _, _, item in self._delayed)]
+        self._ready.clear()
+        self._delayed.clear()
+        self._wake()
+        return waiting
+
     def take_nowait(self) -> T | None:
         """An item that is ready now, or None."""
         self._promote(trio.current_time())
@@ -155,15 +168,21 @@ class WorkQueue(Generic[T]):
 
     async def take(self) -> T | None:
         """The next item, or None when there will never be one."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            due = self._promote(trio.current_time())
+        while await self.wait():
             if (item := self.take_nowait()) is not None:
                 return item
-            if self.exhausted:
-                return None
+        return None
+
+    async def wait(self) -> bool:
+        """True as soon as an item may be taken; False when there will never be one."""
+        await trio.lowlevel.checkpoint()
+        while not self.exhausted:
+            due = self._promote(trio.current_time())
+            if self._ready:
+                return True
             with trio.move_on_at(due if due is not None else float("inf")):
                 await self._signal.wait()
+        return False
 
 
 async def run_stage(

@@ -17,9 +17,9 @@ import trio
 from sqlalchemy.dialects import postgresql, sqlite
 
 from dcmhaul import crash
-from dcmhaul.database import SchemaMismatch, open_database
+from dcmhaul.database import DatabaseError, SchemaMismatch, open_database
 from dcmhaul.engine.scheduler import flat_nursery
-from dcmhaul.errors import ConfigurationError
+from dcmhaul.errors import ConfigurationError, DcmhaulError
 from dcmhaul.migrate.bulk import (
     BEGIN_STUDY,
     CLOSE_STUDY,
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 
     from dcmhaul.database import Database
 
-__all__ = ["Ledger", "open_ledger"]
+__all__ = ["Ledger", "LedgerFailed", "open_ledger"]
 
 FLUSH_SECONDS = 0.2
 FLUSH_ROWS = 500
@@ -83,6 +83,10 @@ STUDY_PAGE = 200
 def _now() -> int:
     """Microseconds since the epoch."""
     return time.time_ns() // 1000
+
+
+class LedgerFailed(DcmhaulError):
+    """The ledger's database refused, on a full disk above all: what it does not hold is asked for again."""
 
 
 class Ledger:
@@ -522,9 +526,23 @@ class Ledger:
 async def open_ledger(url: str) -> AsyncIterator[Ledger]:
     """Opens (or makes) the ledger; on leaving, what was recorded is flushed.
 
-    ConfigurationError: not a ledger, another version, or another process writes it.
+    ConfigurationError: not a ledger, another version, or another process writes it. LedgerFailed: its
+    database refused within the block, which was cancelled.
     """
     _make_folder(url)
+    try:
+        async with _opened(url) as ledger:
+            yield ledger
+    except DatabaseError as error:
+        shown = sa.make_url(url).render_as_string(hide_password=True)
+        raise LedgerFailed(
+            f"the ledger {shown} cannot be written: {error}; nothing that arrived is lost: "
+            "mend that and run the job again"
+        ) from error
+
+
+@asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Ledger]:
     async with AsyncExitStack() as stack:
         try:
             database = await stack.enter_async_context(

@@ -13,17 +13,18 @@ from dcmhaul.archive import Archive, open_archive
 from dcmhaul.net import Association, open_association, serve_associations
 from dcmhaul.objects.part10 import open_instance
 from dcmhaul.protocol.negotiation import AssociationRequest, plan_contexts
+from dcmhaul.services.extended import BASELINE, FindOptions
 from dcmhaul.services.provider import acceptor_policy, serve_services
 from dcmhaul.services.query import QueryModel, find
 from dcmhaul.services.retrieve import storage_roles
 from dcmhaul.services.storage import StorageScu, StoreOutcome
-from dcmhaul.wire.items import PresentationContextRq
+from dcmhaul.wire.items import PresentationContextRq, SopClassExtendedNegotiation
 from tests.archive.made import decode, encode
 from tests.archive.test_query import query
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from pydicom.dataset import Dataset
@@ -47,8 +48,12 @@ class Served:
         *,
         window: int = 1,
         get_classes: Sequence[str] = (),
+        extended: Mapping[str, bytes] | None = None,
     ) -> AsyncIterator[Association]:
-        """contexts: abstract and transfer syntax; get_classes: those of which we are the SCP."""
+        """contexts: abstract and transfer syntax; get_classes: those of which we are the SCP.
+
+        extended: what is asked by extended negotiation, by class.
+        """
         request = AssociationRequest(
             called_ae_title=AE_TITLE,
             calling_ae_title="TESTER",
@@ -60,6 +65,10 @@ class Served:
             ),
             window=window,
             roles=storage_roles(get_classes),
+            extended=tuple(
+                SopClassExtendedNegotiation(sop_class_uid=uid, information=information)
+                for uid, information in (extended or {}).items()
+            ),
         )
         async with open_association("127.0.0.1", self.port, request) as association:
             yield association
@@ -70,11 +79,13 @@ class Served:
         *,
         model: QueryModel = QueryModel.STUDY_ROOT,
         syntax: str = uids.EXPLICIT_VR_LITTLE_ENDIAN,
+        options: FindOptions = BASELINE,
         **keys: Any,
     ) -> tuple[list[Dataset], int]:
         """The matches, and the final status."""
+        asked = {model.find_uid: options.encode()} if options != BASELINE else None
         async with (
-            self.associate([(model.find_uid, syntax)]) as association,
+            self.associate([(model.find_uid, syntax)], extended=asked) as association,
             find(association, model, encode(query(level, **keys), syntax)) as responses,
         ):
             found = [r async for r in responses]

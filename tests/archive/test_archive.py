@@ -529,11 +529,15 @@ async def test_a_message_that_breaks_off(tmp_path: Path) -> None:
 
 async def test_queries_that_are_refused(tmp_path: Path) -> None:
     async with opened(tmp_path) as archive:
-        for data in (encode(query("NOWHERE")), b"nonsense", encode(query("STUDY", StudyDate="-"))):
+        for data, status in (
+            (encode(query("NOWHERE")), 0xA900),
+            (b"nonsense", 0xC000),
+            (encode(query("STUDY", StudyDate="-")), 0xC000),
+        ):
             identifier = EncodedIdentifier(data=data, transfer_syntax=EXPLICIT)
             with pytest.raises(QueryRefused) as refused:
                 [m async for m in archive.find(STUDY, identifier, "")]
-            assert refused.value.status == 0xA900
+            assert refused.value.status == status
             with pytest.raises(QueryRefused):
                 await archive.select(STUDY, identifier, "")
 

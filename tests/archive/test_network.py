@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -11,6 +11,7 @@ import trio
 from dcmhaul import uids
 from dcmhaul.archive import open_archive
 from dcmhaul.objects.part10 import open_instance
+from dcmhaul.services.extended import FindOptions
 from dcmhaul.services.query import QueryModel, find
 from dcmhaul.services.retrieve import get
 from dcmhaul.services.storage import StorageScp
@@ -51,15 +52,24 @@ def meta(study: int, number: int) -> bytes:
 
 
 async def fetch(
-    served: Served, sinks: SinkFactory, pairs: list[tuple[str, str]], **keys: object
+    served: Served,
+    sinks: SinkFactory,
+    pairs: list[tuple[str, str]],
+    *,
+    model: QueryModel = STUDY,
+    level: str = "STUDY",
+    extended: bytes = b"",
+    **keys: object,
 ) -> tuple[int, int | None, int | None]:
     """C-GET into sinks: the final status, completed, failed."""
     classes = [uid for uid, _ in pairs]
     async with served.associate(
-        [(STUDY.get_uid, EXPLICIT), *pairs], get_classes=classes
+        [(model.get_uid, EXPLICIT), *pairs],
+        get_classes=classes,
+        extended={model.get_uid: extended} if extended else None,
     ) as association:
         response = await get(
-            association, STUDY, encode(query("STUDY", **keys)), StorageScp(sinks).handle
+            association, model, encode(query(level, **keys)), StorageScp(sinks).handle
         )
     return response.status, response.completed, response.failed
 
@@ -195,9 +205,95 @@ async def test_a_limit_on_matches_is_told(tmp_path: Path) -> None:
 async def test_refusals_on_the_wire(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as served, open_archive(tmp_path / "b") as other:
         assert await served.find("NOWHERE") == ([], 0xA900)
-        assert await served.find("STUDY", StudyDate="-") == ([], 0xA900)
-        assert (await fetch(served, other.sink, [(CT, EXPLICIT)], PatientName="*"))[0] == 0xA900
+        assert await served.find("PATIENT") == ([], 0xA900)
+        assert await served.find("STUDY", StudyDate="-") == ([], 0xC000)
+        assert (await fetch(served, other.sink, [(CT, EXPLICIT)], PatientName="*"))[0] == 0xC000
         assert (await served.find("STUDY", StudyInstanceUID=""))[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "find_levels"),
+    [
+        (QueryModel.PATIENT_ROOT, ("PATIENT", "STUDY", "SERIES", "IMAGE")),
+        (QueryModel.STUDY_ROOT, ("STUDY", "SERIES", "IMAGE")),
+        (QueryModel.PATIENT_STUDY_ONLY, ("PATIENT", "STUDY")),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+async def test_every_model_is_found_in_and_given_out(
+    tmp_path: Path, model: QueryModel, find_levels: tuple[str, ...]
+) -> None:
+    unique = {
+        "PATIENT": {"PatientID": "ID1"},
+        "STUDY": {"StudyInstanceUID": "1.2.3.1"},
+        "SERIES": {"SeriesInstanceUID": "1.2.3.1.1"},
+        "IMAGE": {"SOPInstanceUID": "1.2.3.1.1.1"},
+    }
+    async with serving(tmp_path / "a") as served, open_archive(tmp_path / "b") as other:
+        await send(served, write_studies(tmp_path / "files", studies=2, instances=2))
+        keys: dict[str, Any] = {}
+        for level, key in unique.items():
+            keys |= key
+            if level not in find_levels:
+                assert await served.find(level, model=model, **keys) == ([], 0xA900)
+                continue
+            (match,), status = await served.find(level, model=model, InstanceNumber="", **keys)
+            assert status == 0
+            # A key below the level comes back, and is empty.
+            assert bool(match.InstanceNumber) is (level == "IMAGE")
+            expected = 1 if level == "IMAGE" else 2
+            fetched = await fetch(
+                served, other.sink, [(CT, EXPLICIT)], model=model, level=level, **keys
+            )
+            assert fetched == (0, expected, 0)
+
+
+async def test_the_worklist_is_empty(tmp_path: Path) -> None:
+    async with serving(tmp_path / "a") as served:
+        worklist = QueryModel.WORKLIST
+        step = [query(Modality="CT", ScheduledProcedureStepStartDate="20240101")]
+        assert await served.find(
+            None, model=worklist, PatientName="*", ScheduledProcedureStepSequence=step
+        ) == ([], 0)
+        assert await served.find("STUDY", model=worklist) == ([], 0)
+        async with (
+            served.associate([(worklist.find_uid, EXPLICIT)]) as association,
+            find(association, worklist, b"nonsense") as responses,
+        ):
+            assert [r.status async for r in responses] == [0xC000]
+
+
+async def test_extended_negotiation_is_answered_and_kept_to(tmp_path: Path) -> None:
+    everything = {STUDY.find_uid: b"\1\1\1\1\1\1\1", STUDY.get_uid: b"\1\1", CT: b"\2\0\3"}
+    contexts = [(uid, EXPLICIT) for uid in everything]
+    async with serving(tmp_path / "a", strict=True) as served:
+        await send(served, write_studies(tmp_path / "files", studies=2, instances=1))
+        async with served.associate(contexts, extended=everything) as association:
+            assert association.agreement.extended == {
+                STUDY.find_uid: b"\1\1\1\1",
+                STUDY.get_uid: b"\1\0",
+            }
+        async with served.associate(contexts) as association:
+            assert association.agreement.extended == {}
+        relational = FindOptions(relational=True)
+        assert await served.find("IMAGE", SOPInstanceUID="1.2.3.2.1.1") == ([], 0xA900)
+        (match,), status = await served.find(
+            "IMAGE", options=relational, SOPInstanceUID="1.2.3.2.1.1"
+        )
+        assert (match.SOPInstanceUID, status) == ("1.2.3.2.1.1", 0)
+        (match,), _ = await served.find(
+            "STUDY", options=FindOptions(fuzzy=True), PatientName="dow", StudyInstanceUID="1.2.3.2"
+        )
+        assert match.PatientName == "Doe^John2"
+
+
+async def test_relational_retrieval_is_agreed(tmp_path: Path) -> None:
+    async with serving(tmp_path / "a", strict=True) as served, open_archive(tmp_path / "b") as b:
+        await send(served, write_studies(tmp_path / "files", studies=2, instances=1))
+        wanted: dict[str, Any] = {"level": "IMAGE", "SOPInstanceUID": "1.2.3.2.1.1"}
+        pairs = [(CT, EXPLICIT)]
+        assert await fetch(served, b.sink, pairs, **wanted) == (0xA900, None, None)
+        assert await fetch(served, b.sink, pairs, extended=b"\1", **wanted) == (0, 1, 0)
 
 
 async def test_a_file_that_is_gone_fails_alone(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dcmhaul.archive.query import FindQuery, Root, SelectQuery
 from dcmhaul.archive.store import Intake
 from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
 from dcmhaul.database import Database, open_database
+from dcmhaul.services.extended import BASELINE, FindOptions
 from tests.archive.made import CT, assign, decode, encode, instance
 
 if TYPE_CHECKING:
@@ -68,16 +69,25 @@ class Held:
         level: str | None = None,
         root: Root = Root.STUDY,
         syntax: str = EXPLICIT,
+        options: FindOptions = BASELINE,
         **keys: Any,
     ) -> list[Dataset]:
-        answers = await self.raw(query(level, **keys), root, syntax)
+        answers = await self.raw(query(level, **keys), root, syntax, options)
         return [decode(answer, syntax) for answer in answers]
 
     async def raw(
-        self, identifier: Dataset, root: Root = Root.STUDY, syntax: str = EXPLICIT
+        self,
+        identifier: Dataset,
+        root: Root = Root.STUDY,
+        syntax: str = EXPLICIT,
+        options: FindOptions = BASELINE,
     ) -> list[bytes]:
         asked = FindQuery(
-            encode(identifier, syntax), root, transfer_syntax_uid=syntax, ae_title="HELD"
+            encode(identifier, syntax),
+            root,
+            transfer_syntax_uid=syntax,
+            ae_title="HELD",
+            options=options,
         )
         pks = await self.database.read(asked.pks)
         found = []

@@ -429,9 +429,41 @@ def test_find_without_a_match(archive: Process, capsys: pytest.CaptureFixture[st
 
 
 def test_find_in_the_default_model(archive: Process, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "find", archive.address, "-k", "PatientName")
-    assert code == 3
-    assert err.splitlines()[0] == "worklist model (default); use -S for studies"
+    code, out, err = run(capsys, "find", archive.address, "-k", "PatientName")
+    assert (code, out) == (4, "PatientName\n")
+    assert err == "worklist model (default); use -S for studies\n"
+
+
+def test_find_proposes_what_is_beyond_the_baseline(
+    archive: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(*arguments: str) -> list[str]:
+        code, out, err = run(capsys, "find", archive.address, "-S", *arguments)
+        assert (code, err) == (0 if out.count("\n") > 1 else 4, "")
+        return out.splitlines()[1:]
+
+    name = ("-k", "PatientName=comprezed^ct1", "-k", "StudyDate")
+    assert found(*name) == []
+    assert found("--fuzzy", *name) == ["CompressedSamples^CT1\t20040119"]
+    below = ("-k", "InstanceNumber=1", "-k", "PatientID=1CT1")
+    assert len(found("--relational", *below)) == 1
+    when = ("-k", "StudyDate=20040118-20040119", "-k", "StudyTime=2300-0800")
+    assert found(*when) == []
+    assert found("--date-time", *when) == ["20040119\t072730"]
+    zone = ("-k", "TimezoneOffsetFromUTC=+0000")
+    assert found(*zone) == []
+    assert len(found("--timezone", *zone)) == 3
+
+
+def test_find_says_what_the_peer_did_not_agree_to(
+    archive: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(
+        capsys, "find", archive.address, "-W", "--fuzzy", "--relational", "-k", "0010,0010"
+    )
+    assert code == 4
+    assert err.startswith("warning: 127.0.0.1:")
+    assert "did not agree to relational queries, fuzzy matching of person names" in err
 
 
 def test_find_takes_a_level_of_its_own(

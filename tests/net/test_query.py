@@ -169,7 +169,7 @@ async def test_an_identifier_that_is_none(identifier: bytes, comment: str) -> No
         open_association("127.0.0.1", port, request()) as association,
     ):
         (final,) = await all_responses(association, identifier)
-        assert final.status == 0xA900
+        assert final.status == 0xC000
         assert comment in final.error_comment
         assert [r.status for r in await all_responses(association)] == [0x0000]
 
@@ -181,7 +181,7 @@ async def test_a_sequence_of_any_depth_is_refused() -> None:
         open_association("127.0.0.1", port, request(IMPLICIT)) as association,
     ):
         (final,) = await all_responses(association, deep)
-    assert final.status == 0xA900
+    assert final.status == 0xC000
     assert "nested" in final.error_comment
 
 

@@ -20,13 +20,23 @@ from dcmhaul.archive.attributes import (
     Level,
 )
 from dcmhaul.archive.matching import InvalidKey, Matcher, is_universal, make_matcher
+from dcmhaul.archive.moments import TIMEZONE_OFFSET_FROM_UTC, parse_offset
+from dcmhaul.archive.names import FuzzyName
 from dcmhaul.archive.text import UTF8, clean, codec_of, decode, terms
 from dcmhaul.wire._elements import ElementFault, ElementWalker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import timezone
 
-__all__ = ["Field", "Identifier", "InvalidIdentifier", "ResponseEncoder", "parse_identifier"]
+__all__ = [
+    "Field",
+    "Identifier",
+    "InvalidIdentifier",
+    "MismatchedIdentifier",
+    "ResponseEncoder",
+    "parse_identifier",
+]
 
 # A list of 100 000 UIDs is 6.5 MB; the service bounds the identifier as a whole.
 _VALUE_MAX = 64 << 20
@@ -38,7 +48,11 @@ _LONG_VRS = frozenset(
 
 
 class InvalidIdentifier(ValueError):
-    """The identifier cannot be answered (A900); the text names the rule, never a value."""
+    """The identifier cannot be understood; the text names the rule, never a value."""
+
+
+class MismatchedIdentifier(InvalidIdentifier):
+    """It is sound, and yet none of its SOP class: its level, or its unique keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,30 +82,46 @@ class Identifier:
                 return level
         return top
 
-    def check_strictly(self, top: Level) -> None:
-        """InvalidIdentifier where PS3.4 §C.4.1.2.1 and §C.4.3.1.3 ask for a level or key."""
+    def check_strictly(self, top: Level, *, relational: bool) -> None:
+        """MismatchedIdentifier where PS3.4 §C.4.1.2.1 and §C.4.3.1.3 ask for a level or key."""
         if self.level is None:
-            raise InvalidIdentifier("Query/Retrieve Level is missing")
+            raise MismatchedIdentifier("Query/Retrieve Level is missing")
+        if relational:
+            return
         for level in Level:
             if top <= level < self.level and self.value(UNIQUE_KEYS[level]) is None:
-                raise InvalidIdentifier("a unique key above the level has no value")
+                raise MismatchedIdentifier("a unique key above the level has no value")
 
-    def matcher(self, attribute: Attribute) -> Matcher | None:
-        """What the key accepts; None where it accepts everything."""
+    def matcher(self, attribute: Attribute, *, fuzzy: bool = False) -> Matcher | None:
+        """What the key accepts, a person's name also by its meaning if `fuzzy`; None: everything."""
         value = self.value(attribute.tag)
         if value is None:
             return None
         try:
-            return make_matcher(attribute.vr, value)
+            matcher = make_matcher(attribute.vr, value)
         except InvalidKey as exc:
             group, element = divmod(attribute.tag, 0x10000)
             raise InvalidIdentifier(f"({group:04X},{element:04X}): {exc}") from exc
+        if fuzzy and attribute.vr == "PN":
+            return FuzzyName(value.split("\\"), matcher)
+        return matcher
+
+    def zone(self) -> timezone | None:
+        """The time zone that dates and times are asked for in; None where none is named."""
+        value = self.value(TIMEZONE_OFFSET_FROM_UTC)
+        if value is None:
+            return None
+        zone = parse_offset(value)
+        if zone is None:
+            raise InvalidIdentifier("(0008,0201) is no offset from UTC (&ZZXX)")
+        return zone
 
 
 def parse_identifier(data: bytes, levels: Sequence[Level], transfer_syntax_uid: str) -> Identifier:
     """Reads an identifier in an uncompressed syntax; `levels` are those of the model.
 
-    Raises InvalidIdentifier for bytes that are no dataset, and for a level the model has not.
+    Raises InvalidIdentifier for bytes that are no dataset, MismatchedIdentifier for a level the model
+    has not.
     """
     big_endian = transfer_syntax_uid == uids.EXPLICIT_VR_BIG_ENDIAN
     walker = ElementWalker(
@@ -147,7 +177,7 @@ def _level(raw: bytes, levels: Sequence[Level]) -> Level | None:
     for level in levels:
         if level.name == name:
             return level
-    raise InvalidIdentifier("Query/Retrieve Level is none of this model")
+    raise MismatchedIdentifier("Query/Retrieve Level is none of this model")
 
 
 # -- responses ----------------------------------------------------------------------------------

@@ -16,16 +16,20 @@ from dcmhaul.archive.text import fold
 __all__ = [
     "Between",
     "Contains",
+    "DateTimeRange",
     "InvalidKey",
     "Matcher",
     "Narrowing",
     "OneOf",
+    "Range",
+    "Span",
     "Wildcard",
     "fold_name",
     "is_universal",
     "make_matcher",
     "normal_date",
     "normal_time",
+    "parse_date_time",
 ]
 
 
@@ -299,34 +303,40 @@ def normal_time(text: str) -> str:
     return text.replace(":", "") if ":" in text else text
 
 
-class _Range:
-    """Dates and times: a single value is the span of its precision, a range goes to its end."""
+class Range:
+    """Dates and times: a single value is the span of its precision, a range goes to its end.
 
-    __slots__ = ("_high", "_low", "_start", "narrowing")
+    low, high: 8 digits of a date, 12 of a time; None is open. ranged: the key was a range.
+    """
 
-    def __init__(self, low: str | None, high: str | None, *, time: bool) -> None:
-        self._start = _time_start if time else _date_start
-        self._low = low
-        self._high = high
+    __slots__ = ("_start", "high", "low", "narrowing", "ranged")
+
+    def __init__(self, low: str | None, high: str | None, *, time: bool, ranged: bool) -> None:
+        self._start = self.time_start if time else self.date_start
+        self.low = low
+        self.high = high
+        self.ranged = ranged
         self.narrowing: Narrowing = None if time else Between(low, high)
 
     def matches(self, value: str) -> bool:
         start = self._start(value)
         if start is None:
             return False
-        if self._low is not None and start < self._low:
+        if self.low is not None and start < self.low:
             return False
-        return self._high is None or start <= self._high
+        return self.high is None or start <= self.high
 
+    @staticmethod
+    def date_start(value: str) -> str | None:
+        """A date as 8 digits; None for what is none."""
+        value = normal_date(value)
+        return value if _DATE.fullmatch(value) else None
 
-def _date_start(value: str) -> str | None:
-    value = normal_date(value)
-    return value if _DATE.fullmatch(value) else None
-
-
-def _time_start(value: str) -> str | None:
-    value = normal_time(value)
-    return _pad_time(value, _DAY_BEGINS) if _TIME.fullmatch(value) else None
+    @staticmethod
+    def time_start(value: str) -> str | None:
+        """The first moment of a time as 12 digits; None for what is none."""
+        value = normal_time(value)
+        return _pad_time(value, _DAY_BEGINS) if _TIME.fullmatch(value) else None
 
 
 def _pad_time(value: str, filler: str) -> str:
@@ -349,28 +359,36 @@ def _date_matcher(value: str) -> Matcher:
     if "-" not in value:
         value = normal_date(value)
     low, high = _range_ends(_OLD_DATE.sub(r"\1\2\3", value), _DATE, "date (YYYYMMDD)")
-    return _Range(low, high, time=False)
+    return Range(low, high, time=False, ranged="-" in value)
 
 
 def _time_matcher(value: str) -> Matcher:
     low, high = _range_ends(normal_time(value), _TIME, "time (HHMMSS.FFFFFF)")
-    return _Range(
+    return Range(
         None if low is None else _pad_time(low, _DAY_BEGINS),
         None if high is None else _pad_time(high, _DAY_ENDS),
         time=True,
+        ranged="-" in value,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
     """The moments that a DT value may mean; `offset`: whether it named its offset from UTC."""
 
     low: datetime
     high: datetime
     offset: bool
 
+    def in_zone(self, zone: timezone) -> Span:
+        """The same digits as moments of `zone`, unless an offset was named."""
+        if self.offset:
+            return self
+        return Span(self.low.replace(tzinfo=zone), self.high.replace(tzinfo=zone), offset=True)
 
-def _parse_date_time(text: str) -> _Span | None:
+
+def parse_date_time(text: str) -> Span | None:
+    """The moments of a DT value (PS3.5 §6.2); None for what is none."""
     found = _DATE_TIME.fullmatch(text)
     if found is None:
         return None
@@ -395,7 +413,7 @@ def _parse_date_time(text: str) -> _Span | None:
             int((fraction or "0").ljust(6, "0")),
             tzinfo=zone,
         )
-        return _Span(low, low + _precision(found), offset is not None)
+        return Span(low, low + _precision(found), offset is not None)
     except (ValueError, OverflowError):
         return None
 
@@ -421,18 +439,25 @@ def _precision(found: re.Match[str]) -> timedelta:
     return span - timedelta(microseconds=1)
 
 
-class _DateTimeRange:
+class DateTimeRange:
     """DT: offsets from UTC count where both sides name one, else the local digits are compared."""
 
     __slots__ = ("_high", "_low", "narrowing")
 
-    def __init__(self, low: _Span | None, high: _Span | None) -> None:
+    def __init__(self, low: Span | None, high: Span | None) -> None:
         self._low = low
         self._high = high
         self.narrowing: Narrowing = None
 
+    def in_zone(self, zone: timezone) -> DateTimeRange:
+        """The same where an end that names no offset is a moment of `zone`."""
+        return DateTimeRange(
+            None if self._low is None else self._low.in_zone(zone),
+            None if self._high is None else self._high.in_zone(zone),
+        )
+
     def matches(self, value: str) -> bool:
-        span = _parse_date_time(value)
+        span = parse_date_time(value)
         if span is None:
             return False
         if self._low is not None and _before(span.low, self._low.low, span, self._low):
@@ -440,23 +465,23 @@ class _DateTimeRange:
         return self._high is None or not _before(self._high.high, span.low, self._high, span)
 
 
-def _before(a: datetime, b: datetime, of_a: _Span, of_b: _Span) -> bool:
+def _before(a: datetime, b: datetime, of_a: Span, of_b: Span) -> bool:
     if of_a.offset and of_b.offset:
         return a < b
     return a.replace(tzinfo=None) < b.replace(tzinfo=None)
 
 
 def _date_time_matcher(value: str) -> Matcher:
-    single = _parse_date_time(value)
+    single = parse_date_time(value)
     if single is not None:
-        return _DateTimeRange(single, single)
+        return DateTimeRange(single, single)
     # A hyphen may also begin an offset, so each one is tried as the range's.
     for hyphen in (i for i, character in enumerate(value) if character == "-"):
         low_text, high_text = value[:hyphen].strip(), value[hyphen + 1 :].strip()
-        low = _parse_date_time(low_text) if low_text else None
-        high = _parse_date_time(high_text) if high_text else None
+        low = parse_date_time(low_text) if low_text else None
+        high = parse_date_time(high_text) if high_text else None
         if (low or not low_text) and (high or not high_text) and (low or high):
-            return _DateTimeRange(low, high)
+            return DateTimeRange(low, high)
     raise InvalidKey("neither a date-time (YYYYMMDDHHMMSS.FFFFFF&ZZXX) nor a range of two")
 
 

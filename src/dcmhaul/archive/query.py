@@ -42,14 +42,26 @@ from dcmhaul.archive.identifier import (
     Field,
     Identifier,
     InvalidIdentifier,
+    MismatchedIdentifier,
     ResponseEncoder,
     parse_identifier,
 )
 from dcmhaul.archive.matching import Between, Contains, Matcher, Narrowing, OneOf
+from dcmhaul.archive.moments import (
+    ADJUSTED,
+    PAIRS,
+    TIMEZONE_OFFSET_FROM_UTC,
+    Adjusted,
+    Adjustment,
+    CombinedRange,
+    combined_range,
+)
 from dcmhaul.archive.tables import CONFLICT, INSTANCE, PATIENT, SERIES, STUDY
+from dcmhaul.services.extended import BASELINE, FindOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import timezone
 
     from sqlalchemy.engine import Connection
 
@@ -115,6 +127,26 @@ def _narrow(column: sa.ColumnElement[Any], narrowing: Narrowing) -> sa.ColumnEle
                 ends.append(column <= high)
             return sa.and_(*ends)
     return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What is asked of a row. combined: tags of date and time, and the range of both together.
+
+    zone: dates and times are those of this time zone; None: as they are.
+    """
+
+    keys: Sequence[Key]
+    combined: Sequence[tuple[int, int, CombinedRange]] = ()
+    zone: timezone | None = None
+
+    def upto(self, level: Level) -> Conditions:
+        """Those on attributes of `level` and above."""
+        return Conditions(
+            keys=[key for key in self.keys if key.attribute.level <= level],
+            combined=[pair for pair in self.combined if BY_TAG[pair[0]].level <= level],
+            zone=self.zone,
+        )
 
 
 class Selection:
@@ -183,19 +215,25 @@ class Pages:
     a column or of a count.
     """
 
-    def __init__(self, level: Level, keys: Sequence[Key], tags: Iterable[int]) -> None:
+    def __init__(self, level: Level, conditions: Conditions, tags: Iterable[int]) -> None:
         self.level = level
+        keys = conditions.keys
         wanted = {key.attribute.tag: key.attribute for key in keys}
+        wanted |= {
+            tag: BY_TAG[tag] for date, time, _ in conditions.combined for tag in (date, time)
+        }
         wanted |= {tag: BY_TAG[tag] for tag in tags if BY_TAG[tag].level <= level}
+        adjusted = Adjustment.needed(wanted) if conditions.zone is not None else set()
+        wanted |= {tag: BY_TAG[tag] for tag in sorted(adjusted)}
         columns: list[sa.Column[Any]] = [TABLES[level].c.pk]
-        self._parents: dict[Level, int] = {}
+        self.parents: dict[Level, int] = {}
         for parent, column in (
             (Level.PATIENT, PATIENT.c.pk if level is Level.PATIENT else STUDY.c.patient_pk),
             (Level.STUDY, STUDY.c.pk),
             (Level.SERIES, SERIES.c.pk),
         ):
             if parent <= level:
-                self._parents[parent] = len(columns)
+                self.parents[parent] = len(columns)
                 columns.append(column)
         self._sets: dict[sa.Table, int] = {}
         for table in (PATIENT,) if level is Level.PATIENT else (STUDY, SERIES, INSTANCE):
@@ -221,6 +259,12 @@ class Pages:
             for key in keys
             if key.attribute.multiple or not _decided(key.matcher.narrowing)
         ]
+        self._combined = [
+            (self.at[date], self.at[time], both) for date, time, both in conditions.combined
+        ]
+        self._adjustment: Adjustment | None = None
+        if conditions.zone is not None and adjusted:
+            self._adjustment = Adjustment(conditions.zone, self.at)
 
     @property
     def character_set(self) -> int:
@@ -234,9 +278,11 @@ class Pages:
         rows: list[tuple[Any, ...]] = [tuple(row) for row in connection.execute(query)]
         rows.sort(key=itemgetter(0))
         if self._counts:
-            counts = _Counts(connection, rows, self._parents)
+            counts = _Counts(connection, rows, self.parents)
             columns = [counts.of(attribute) for attribute in self._counts]
             rows = [row + tuple(c(row) for c in columns) for row in rows]
+        if self._adjustment is not None:
+            rows = list(map(self._adjustment.row, rows))
         for index, multiple, matcher in self._matchers:
             matches = matcher.matches
             if multiple:
@@ -247,6 +293,8 @@ class Pages:
                 ]
             else:
                 rows = [row for row in rows if row[index] and matches(row[index])]
+        for date, time, both in self._combined:
+            rows = [row for row in rows if both.matches(row[date], row[time])]
         return rows
 
 
@@ -338,22 +386,62 @@ _COUNTERS = _counters()
 _MATCHED_COUNTS = (MODALITIES_IN_STUDY, SOP_CLASSES_IN_STUDY)
 
 
-def _keys(identifier: Identifier, attributes: Iterable[Attribute]) -> list[Key]:
-    found = []
+def _conditions(
+    identifier: Identifier, attributes: Iterable[Attribute], options: FindOptions = BASELINE
+) -> Conditions:
+    """What the identifier's keys ask, as far as they are keys of `attributes`."""
+    matchers: dict[int, Matcher] = {}
     for attribute in attributes:
         if attribute.column is None and attribute.tag not in _MATCHED_COUNTS:
             continue  # numbers are asked for, not matched (PS3.4 §C.3.4)
-        matcher = identifier.matcher(attribute)
+        if options.timezone and attribute.tag == TIMEZONE_OFFSET_FROM_UTC:
+            continue  # it says what the others mean (PS3.4 §C.2.2.2)
+        matcher = identifier.matcher(attribute, fuzzy=options.fuzzy)
         if matcher is not None:
-            found.append(Key(attribute, matcher))
-    return found
+            matchers[attribute.tag] = matcher
+    combined: list[tuple[int, int, CombinedRange]] = []
+    for date, time in PAIRS if options.date_time else ():
+        if date in matchers and time in matchers:
+            both = combined_range(matchers[date], matchers[time])
+            if both is not None:
+                combined.append((date, time, both))
+                del matchers[time]  # the dates alone still narrow
+    zone = identifier.zone() if options.timezone else None
+    if zone is not None:
+        for tag in ADJUSTED & matchers.keys():
+            matchers[tag] = Adjusted(matchers[tag], zone)
+    return Conditions(
+        keys=[Key(BY_TAG[tag], matcher) for tag, matcher in matchers.items()],
+        combined=combined,
+        zone=zone,
+    )
+
+
+class _Below:
+    """The rows of one level that have something below them which meets all keys (PS3.4 §C.4.1.3.2.1)."""
+
+    def __init__(self, level: Level, conditions: Conditions) -> None:
+        self._level = level
+        deepest = max(key.attribute.level for key in conditions.keys)
+        self._selection = Selection(deepest, conditions.keys)
+        self._pages = Pages(deepest, conditions, ())
+
+    def pks(self, connection: Connection) -> array[int]:
+        """Their primary keys, ascending."""
+        below = self._selection.pks(connection)
+        parent = self._pages.parents[self._level]
+        found: set[int] = set()
+        for i in range(0, len(below), VALUES_MAX):
+            rows = self._pages.rows(connection, below[i : i + VALUES_MAX])
+            found.update(row[parent] for row in rows)
+        return array("q", sorted(found))
 
 
 class FindQuery:
     """One C-FIND: `pks` once, then `page` for parts of them.
 
     Raises InvalidIdentifier where it cannot be answered. A key that the index does not hold, or of
-    a level below, comes back empty and narrows nothing.
+    a level below, comes back empty; it narrows nothing unless relational queries were agreed to.
     """
 
     def __init__(
@@ -364,17 +452,26 @@ class FindQuery:
         transfer_syntax_uid: str,
         ae_title: str,
         strict: bool = False,
+        options: FindOptions = BASELINE,
     ) -> None:
         identifier = parse_identifier(data, root.value, transfer_syntax_uid)
         if strict:
-            identifier.check_strictly(root.top)
+            identifier.check_strictly(root.top, relational=options.relational)
         self.level = level = identifier.complete_level(root.top)
-        keys = _keys(identifier, (a for a in ATTRIBUTES if a.level <= level))
-        self._selection = Selection(level, keys)
+        lowest = root.value[-1] if options.relational else level
+        asked = _conditions(identifier, (a for a in ATTRIBUTES if a.level <= lowest), options)
+        conditions = asked.upto(level)
+        self._selection: Selection | _Below = Selection(level, conditions.keys)
+        if len(conditions.keys) < len(asked.keys):
+            self._selection = _Below(level, asked)
         unique = [UNIQUE_KEYS[up] for up in Level if root.top <= up <= level]
         returned = dict(identifier.requested) | {tag: BY_TAG[tag].vr for tag in unique}
-        self._pages = Pages(level, keys, [tag for tag in returned if tag in BY_TAG])
         constants = {QUERY_RETRIEVE_LEVEL: level.name, RETRIEVE_AE_TITLE: ae_title}
+        if conditions.zone is not None:
+            constants[TIMEZONE_OFFSET_FROM_UTC] = identifier.keys[TIMEZONE_OFFSET_FROM_UTC]
+        self._pages = Pages(
+            level, conditions, [tag for tag in returned if tag in BY_TAG and tag not in constants]
+        )
         returned |= {QUERY_RETRIEVE_LEVEL: "CS", RETRIEVE_AE_TITLE: "AE"}
         if INSTANCE_AVAILABILITY in returned:
             constants[INSTANCE_AVAILABILITY] = "ONLINE"
@@ -384,7 +481,7 @@ class FindQuery:
                 Field(
                     tag=tag,
                     vr=BY_TAG[tag].vr if tag in BY_TAG else vr or "UN",
-                    index=self._pages.at.get(tag),
+                    index=None if tag in constants else self._pages.at.get(tag),
                     constant=constants.get(tag, ""),
                 )
                 for tag, vr in returned.items()
@@ -422,7 +519,8 @@ class SelectQuery:
 
     Where the level's unique key has a value, the unique keys select and other keys are nothing but
     words. Without one every key that has a value narrows, as archives do for clients that name a
-    patient only; `strict` refuses such identifiers. Nothing at all selects nothing:
+    patient only; `strict` refuses such identifiers, and those without the unique keys above unless
+    `relational`. Nothing at all selects nothing:
     InvalidIdentifier. aside: objects that were set aside under the UID of one that is selected follow
     it.
     """
@@ -434,26 +532,27 @@ class SelectQuery:
         *,
         transfer_syntax_uid: str,
         strict: bool = False,
+        relational: bool = False,
         aside: bool = False,
     ) -> None:
         self._aside = aside
         identifier = parse_identifier(data, root.value, transfer_syntax_uid)
         if strict:
-            identifier.check_strictly(root.top)
+            identifier.check_strictly(root.top, relational=relational)
         level = identifier.complete_level(root.top)
         if identifier.value(UNIQUE_KEYS[level]) is not None:
             unique = [BY_TAG[UNIQUE_KEYS[up]] for up in Level if root.top <= up <= level]
-            keys = _keys(identifier, unique)
+            conditions = _conditions(identifier, unique)
         elif strict:
-            raise InvalidIdentifier("the unique key of the level has no value")
+            raise MismatchedIdentifier("the unique key of the level has no value")
         else:
-            keys = _keys(identifier, ATTRIBUTES)
-        if not keys:
+            conditions = _conditions(identifier, ATTRIBUTES)
+        if not conditions.keys:
             raise InvalidIdentifier("no key has a value: the whole archive is not given out")
-        self._selection = Selection(Level.IMAGE, keys)
+        self._selection = Selection(Level.IMAGE, conditions.keys)
         self._pages = Pages(
             Level.IMAGE,
-            keys,
+            conditions,
             (
                 UNIQUE_KEYS[Level.IMAGE],
                 0x00080016,

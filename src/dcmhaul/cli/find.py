@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Peer
     from dcmhaul.net import Association
+    from dcmhaul.services.extended import FindOptions
     from dcmhaul.services.query import FindResponse
 
 __all__ = ["command"]
@@ -41,6 +42,9 @@ Examples:
 @key_options
 @model_options(worklist=True)
 @click.option("--relational", is_flag=True, help="Propose relational queries.")
+@click.option("--date-time", is_flag=True, help="Propose one range of dates and times together.")
+@click.option("--fuzzy", is_flag=True, help="Propose fuzzy matching of person names.")
+@click.option("--timezone", is_flag=True, help="Propose times of (0008,0201), a key to add.")
 @click.option("--cancel", type=click.IntRange(1), metavar="N", help="C-CANCEL after N matches.")
 @click.option("-X", "--extract", is_flag=True, help="Write matches to rsp0001.dcm, ... in -od.")
 @click.option(
@@ -58,6 +62,9 @@ def command(
     keys: tuple[str, ...],
     model: str | None,
     relational: bool,
+    date_time: bool,
+    fuzzy: bool,
+    timezone: bool,
     cancel: int | None,
     extract: bool,
     folder: str,
@@ -74,6 +81,7 @@ def command(
 
     from dcmhaul.cli.completion import add_level, warnings
     from dcmhaul.cli.models import identifiers_of, quiet_pydicom
+    from dcmhaul.services.extended import FindOptions
 
     run = _Find(session, model or "worklist")
     peer, files = session.split_peer(words, network)
@@ -93,7 +101,9 @@ def command(
             session.network(network, peer),
             peer,
             propose=propose,
-            relational=relational,
+            options=FindOptions(
+                relational=relational, date_time=date_time, fuzzy=fuzzy, timezone=timezone
+            ),
             abort=abort,
         )
     )
@@ -122,7 +132,7 @@ class _Find:
         peer: Peer,
         *,
         propose: tuple[str, ...],
-        relational: bool,
+        options: FindOptions,
         abort: bool,
     ) -> None:
         from dcmhaul.cli import models
@@ -136,8 +146,9 @@ class _Find:
             network,
             peer,
             (models.query_context(1, find_uid, propose),),
-            extended=(models.relational(find_uid),) if relational else (),
+            extended=models.extended(find_uid, options.encode()),
         ) as association:
+            self._warn_of_missing(association, find_uid, options)
             self._started = time.perf_counter()
             # One table for all queries, so that a line's columns mean the same throughout.
             asked = dict(column for query in self.queries for column in columns(query))
@@ -149,6 +160,16 @@ class _Find:
                 await association.abort()
         if not self.matches and not any(self.session.codes):
             self.session.code(Exit.NOTHING_MATCHED)
+
+    def _warn_of_missing(
+        self, association: Association, find_uid: str, options: FindOptions
+    ) -> None:
+        """What the peer did not agree to; the queries go out as they were typed."""
+        answered = options.decode(association.agreement.extended.get(find_uid, b""))
+        if missing := options.missing(answered):
+            self.session.console.warn(
+                f"warning: {association.peer} did not agree to {', '.join(missing)}"
+            )
 
     async def _ask(
         self,

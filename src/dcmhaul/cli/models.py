@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "cell",
+    "extended",
     "identifiers_of",
     "json_object",
     "match_lines",
@@ -69,6 +70,13 @@ def query_context(
         abstract_syntax=sop_class_uid,
         transfer_syntaxes=preferred_syntaxes(letters) or _SYNTAXES,
     )
+
+
+def extended(sop_class_uid: str, information: bytes) -> tuple[SopClassExtendedNegotiation, ...]:
+    """The item that proposes `information`; none where nothing is asked."""
+    if not information:
+        return ()
+    return (SopClassExtendedNegotiation(sop_class_uid=sop_class_uid, information=information),)
 
 
 def relational(sop_class_uid: str) -> SopClassExtendedNegotiation:

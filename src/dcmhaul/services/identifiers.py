@@ -48,10 +48,14 @@ EncodeIdentifier = Callable[[str], bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedIdentifier:
-    """An identifier as it came, for those who read it without pydicom. Nothing in it is checked."""
+    """An identifier as it came, for those who read it without pydicom. Nothing in it is checked.
+
+    extended: what was agreed for its SOP class by extended negotiation, as services/extended.py has it.
+    """
 
     data: bytes
     transfer_syntax: str
+    extended: bytes = b""
 
 
 _FAILED_SOP_INSTANCE_UID_LIST: Final = 0x00080058

@@ -24,6 +24,7 @@ from dcmhaul.protocol.dimse import (
     response_to,
 )
 from dcmhaul.protocol.negotiation import SupportedContext
+from dcmhaul.services.extended import BASELINE, FindOptions
 from dcmhaul.services.identifiers import (
     IDENTIFIER_LENGTH_MAX,
     QUERY_SYNTAXES,
@@ -291,7 +292,7 @@ async def read_identifier(association: Association, incoming: Incoming) -> Datas
             return await trio.to_thread.run_sync(decode_identifier, data, syntax)
         return decode_identifier(data, syntax)
     except ValueError as exc:
-        raise QueryRefused(statuses.DATASET_MISMATCH, str(exc)) from exc
+        raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)) from exc
 
 
 async def read_encoded_identifier(
@@ -308,9 +309,13 @@ async def read_encoded_identifier(
         raise QueryRefused(statuses.DATASET_MISMATCH, "no identifier")
     if data is None:
         raise QueryRefused(
-            statuses.DATASET_MISMATCH, f"identifier above {IDENTIFIER_LENGTH_MAX} bytes"
+            statuses.CANNOT_UNDERSTAND, f"identifier above {IDENTIFIER_LENGTH_MAX} bytes"
         )
-    return EncodedIdentifier(data=data, transfer_syntax=context.transfer_syntax)
+    return EncodedIdentifier(
+        data=data,
+        transfer_syntax=context.transfer_syntax,
+        extended=association.agreement.extended.get(context.abstract_syntax, b""),
+    )
 
 
 def unable_to_process(error: Exception) -> QueryRefused:
@@ -326,7 +331,7 @@ def unable_to_process(error: Exception) -> QueryRefused:
 class FindScp:
     """Answers C-FIND with what `answer` finds, as it finds it.
 
-    encoded: `answer` is an EncodedAnswer, not a FindAnswer.
+    encoded: `answer` is an EncodedAnswer, not a FindAnswer. options: what it may be agreed to do.
     matches_max: after so many the final response is A700 and names the limit; None is no limit.
     """
 
@@ -337,14 +342,19 @@ class FindScp:
         encoded: bool = False,
         models: Iterable[QueryModel] = (QueryModel.PATIENT_ROOT, QueryModel.STUDY_ROOT),
         matches_max: int | None = None,
+        options: FindOptions = BASELINE,
     ) -> None:
         self._answer: Callable[..., Any] = answer
         self._read = read_encoded_identifier if encoded else read_identifier
         self._models = {model.find_uid: model for model in models}
         self._matches_max = matches_max
+        self._extended = options.encode()
 
     def contexts(self) -> Mapping[str, SupportedContext]:
-        return dict.fromkeys(self._models, SupportedContext(transfer_syntaxes=QUERY_SYNTAXES))
+        return dict.fromkeys(
+            self._models,
+            SupportedContext(transfer_syntaxes=QUERY_SYNTAXES, extended=self._extended),
+        )
 
     def handles(self) -> tuple[type[DimseMessage], ...]:
         return (CFindRq,)

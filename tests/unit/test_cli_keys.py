@@ -22,8 +22,8 @@ from dcmhaul.cli.keys import (
     dump_lines,
     encode_identifier,
     parse_key,
-    read_query_file,
 )
+from dcmhaul.cli.queryfiles import read_query_file
 from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -199,10 +199,12 @@ def test_columns_are_in_the_order_typed() -> None:
 def test_the_dump_is_in_dcmtks_layout() -> None:
     identifier = build_identifier(["Rows=5", "PatientName=A", "RequestAttributesSequence[0]"])
     assert list(dump_lines(identifier)) == [
-        "(0010,0010) PN [A]",
-        "(0028,0010) US 5",
-        "(0040,0275) SQ (1 items)",
-        "  (fffe,e000)",
+        "(0010,0010) PN [A]                                      # PatientName",
+        "(0028,0010) US 5                                        # Rows",
+        "(0040,0275) SQ (Sequence #=1)                           # RequestAttributesSequence",
+        "  (fffe,e000) na (Item #=0)",
+        "  (fffe,e00d) na (ItemDelimitationItem)",
+        "(fffe,e0dd) na (SequenceDelimitationItem)",
     ]
 
 
@@ -223,7 +225,7 @@ def query(character_set: str | None = None) -> Dataset:
 
 @pytest.mark.parametrize(
     ("syntax", "meta"),
-    [(IMPLICIT, True), (EXPLICIT, True), (BIG, True), (IMPLICIT, False), (EXPLICIT, False)],
+    [(syntax, meta) for syntax in (IMPLICIT, EXPLICIT, BIG) for meta in (True, False)],
 )
 def test_a_query_file_comes_through(tmp_path: Path, syntax: str, meta: bool) -> None:
     path = tmp_path / "query.dcm"
@@ -234,7 +236,7 @@ def test_a_query_file_comes_through(tmp_path: Path, syntax: str, meta: bool) -> 
         dataset.save_as(path, enforce_file_format=False)
     else:
         buffer = DicomBytesIO()
-        buffer.is_little_endian, buffer.is_implicit_VR = True, syntax == IMPLICIT
+        buffer.is_little_endian, buffer.is_implicit_VR = syntax != BIG, syntax == IMPLICIT
         write_dataset(buffer, dataset)
         path.write_bytes(buffer.getvalue())
     identifier = build_identifier(["PatientName=SMITH", "PatientID"], read_query_file(str(path)))
@@ -260,7 +262,7 @@ def test_a_query_file_is_not_changed_by_its_keys(tmp_path: Path) -> None:
 def test_what_is_no_query_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.dcm"
     path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match="no DICOM query file"):
+    with pytest.raises(ConfigurationError, match="no query file: neither DICOM"):
         read_query_file(str(path))
     with pytest.raises(ConfigurationError, match="No such file"):
         read_query_file(str(tmp_path / "absent"))

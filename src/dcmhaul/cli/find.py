@@ -27,9 +27,10 @@ __all__ = ["command"]
 _EPILOG = """\b
 A key is 0010,0020=V, (0010,0020)=V, 0x0010,0x0020=V, PatientID=V or a path
 such as ScheduledProcedureStepSequence[0].Modality=CT. Without a value it asks
-for the attribute. QUERYFILEs are DICOM files whose elements are keys; -k
-overrides them. Where no level (0008,0052) is typed, the lowest whose unique
-key has a value is added. -x= -xe -xb -xi choose the syntax of the query.
+for the attribute. QUERYFILEs are DICOM files, with or without meta, or dumps
+as dcmdump prints them; their elements are keys, and -k overrides them. Where
+no level (0008,0052) is typed, the lowest whose unique key has a value is
+added. -x= -xe -xb -xi choose the syntax of the query.
 
 \b
 Examples:

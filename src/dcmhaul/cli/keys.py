@@ -1,4 +1,4 @@
-"""Query keys and query files, turned into an identifier that goes out byte for byte as typed.
+"""Query keys, turned into an identifier that goes out byte for byte as typed.
 
 Values of text are encoded here and not by pydicom, which refuses what looks wrong: a query is the
 user's, and the peer decides.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 import struct
-import sys
 import warnings
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcmhaul.errors import ConfigurationError
@@ -25,9 +23,8 @@ from dcmhaul.uids import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pydicom.dataset import Dataset
-
 __all__ = [
+    "NUMBER_VRS",
     "QUERY_RETRIEVE_LEVEL",
     "SPECIFIC_CHARACTER_SET",
     "Element",
@@ -35,10 +32,12 @@ __all__ = [
     "Step",
     "build_identifier",
     "columns",
+    "dump_line",
     "dump_lines",
     "encode_identifier",
     "parse_key",
-    "read_query_file",
+    "typed_value",
+    "vr_of",
 ]
 
 SPECIFIC_CHARACTER_SET = 0x00080005
@@ -47,8 +46,17 @@ QUERY_RETRIEVE_LEVEL = 0x00080052
 # Items that a path may reach; more is a slip of the fingers, not a query.
 ITEM_INDEX_MAX = 255
 
-_NUMBERS = {"US": "H", "UL": "I", "UV": "Q", "SS": "h", "SL": "i", "SV": "q", "FL": "f", "FD": "d"}
-_NUMBERS["AT"] = "HH"
+NUMBER_VRS = {
+    "US": "H",
+    "UL": "I",
+    "UV": "Q",
+    "SS": "h",
+    "SL": "i",
+    "SV": "q",
+    "FL": "f",
+    "FD": "d",
+}
+NUMBER_VRS["AT"] = "HH"
 _LONG_LENGTH = frozenset(
     {"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"}
 )
@@ -156,7 +164,7 @@ def parse_key(text: str) -> tuple[tuple[Step, ...], str | None]:
     return tuple(steps), value if equals else None
 
 
-def _vr_of(tag: int) -> str:
+def vr_of(tag: int) -> str:
     from pydicom.datadict import dictionary_VR
 
     if tag & 0xFFFF == 0:
@@ -169,16 +177,17 @@ def _vr_of(tag: int) -> str:
     return vr[:2]
 
 
-def _typed_value(step: str, vr: str, value: str) -> str | bytes | tuple[int | float, ...]:
-    if vr in _NUMBERS:
+def typed_value(where: str, vr: str, value: str) -> str | bytes | tuple[int | float, ...]:
+    """What a typed value is in its VR; ConfigurationError with the place `where` it was typed."""
+    if vr in NUMBER_VRS:
         if not value:
             return ()
         try:
             return _numbers(vr, value)
         except (ValueError, struct.error, OverflowError):
-            raise ConfigurationError(f"-k {step}: {vr} takes numbers, not {value!r}") from None
+            raise ConfigurationError(f"{where}: {vr} takes numbers, not {value!r}") from None
     if vr in _BYTES_ONLY and value:
-        raise ConfigurationError(f"-k {step}: a value of {vr} is bytes and cannot be typed")
+        raise ConfigurationError(f"{where}: a value of {vr} is bytes and cannot be typed")
     return value
 
 
@@ -194,7 +203,7 @@ def _numbers(vr: str, value: str) -> tuple[int | float, ...]:
         numbers = tuple(flat)
     else:
         numbers = tuple(int(part, 0) for part in parts)
-    struct.pack(f"<{len(numbers)}{_NUMBERS[vr][0]}", *numbers)
+    struct.pack(f"<{len(numbers)}{NUMBER_VRS[vr][0]}", *numbers)
     return numbers
 
 
@@ -203,7 +212,7 @@ def _put(identifier: Identifier, steps: Sequence[Step], value: str | None, typed
     for step in steps[:-1]:
         identifier = _item(identifier, step, typed)
     last = steps[-1]
-    vr = _vr_of(last.tag)
+    vr = vr_of(last.tag)
     if vr == "SQ" or last.index is not None:
         if value:
             raise ConfigurationError(f"-k {typed}: a sequence has items, not a value")
@@ -214,11 +223,13 @@ def _put(identifier: Identifier, steps: Sequence[Step], value: str | None, typed
         return
     # What is typed again takes the place of what was there, in a query file or an earlier key.
     identifier.elements.pop(last.tag, None)
-    identifier.elements[last.tag] = Element(last.tag, vr, _typed_value(typed, vr, value or ""))
+    identifier.elements[last.tag] = Element(
+        last.tag, vr, typed_value(f"-k {typed}", vr, value or "")
+    )
 
 
 def _item(identifier: Identifier, step: Step, typed: str) -> Identifier:
-    if _vr_of(step.tag) not in ("SQ", "UN"):
+    if vr_of(step.tag) not in ("SQ", "UN"):
         raise ConfigurationError(f"-k {typed}: {step.tag:08X} is no sequence and has no items")
     element = identifier.elements.setdefault(step.tag, Element(step.tag, "SQ", []))
     if not isinstance(element.value, list):
@@ -246,57 +257,6 @@ def _deep_copy(identifier: Identifier) -> Identifier:
             value = [_deep_copy(item) for item in value]
         copied.elements[tag] = Element(tag, element.vr, value)
     return copied
-
-
-def read_query_file(path: str) -> Identifier:
-    """The dataset of a DICOM file (or of stdin, for `-`) as an identifier."""
-    from io import BytesIO
-
-    from pydicom import dcmread
-
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        identifier = _from_dataset(dcmread(BytesIO(data), force=True))
-        # With `force` anything is read as elements; what is no query shows in its tags.
-        if not identifier.elements or not all(map(_is_known, identifier.elements)):
-            raise ValueError("tags that DICOM does not know")
-        return identifier
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except Exception as error:
-        # pydicom raises many kinds; whichever it is, this file is no query.
-        raise ConfigurationError(
-            f"{path}: no DICOM query file, whose elements are keys ({type(error).__name__})"
-        ) from error
-
-
-def _is_known(tag: int) -> bool:
-    from pydicom.datadict import dictionary_has_tag
-
-    return bool(tag >> 16 & 1) or dictionary_has_tag(tag)
-
-
-def _from_dataset(dataset: Dataset) -> Identifier:
-    identifier = Identifier()
-    for tag in sorted(dataset.keys()):
-        if tag.element == 0 or tag.group == 2:
-            continue
-        raw = dataset.get_item(tag)
-        vr = str(raw.VR or _vr_of(tag))[:2]
-        value: bytes | tuple[int | float, ...] | list[Identifier]
-        if vr == "SQ":
-            value = [_from_dataset(item) for item in dataset[tag].value]
-        elif vr in _NUMBERS:
-            converted = dataset[tag].value
-            several = converted if isinstance(converted, (list, tuple)) else [converted]
-            numbers = [number for number in several if number is not None and number != ""]
-            if vr == "AT":
-                numbers = [half for number in numbers for half in divmod(int(number), 1 << 16)]
-            value = tuple(numbers)
-        else:
-            value = raw.value or b""
-        identifier.elements[int(tag)] = Element(int(tag), vr, value)
-    return identifier
 
 
 def _is_ascii(identifier: Identifier) -> bool:
@@ -355,7 +315,7 @@ def _encode_value(element: Element, explicit: bool, order: str, character_set: s
             struct.pack(f"{order}HHI", 0xFFFE, 0xE000, len(item)) + item for item in items
         )
     if isinstance(value, tuple):
-        return struct.pack(f"{order}{len(value)}{_NUMBERS[element.vr][0]}", *value)
+        return struct.pack(f"{order}{len(value)}{NUMBER_VRS[element.vr][0]}", *value)
     if isinstance(value, str):
         value = _encode_text(value, element.vr, character_set)
     if len(value) % 2:
@@ -406,16 +366,32 @@ def _leaves(
 
 
 def dump_lines(identifier: Identifier, indent: str = "") -> Iterator[str]:
-    """The identifier in DCMTK's layout, `(gggg,eeee) VR [value]`."""
+    """The identifier in DCMTK's layout, which a query file may have."""
     for tag in sorted(identifier.elements):
         element = identifier.elements[tag]
-        head = f"{indent}({tag >> 16:04x},{tag & 0xFFFF:04x}) {element.vr}"
-        if isinstance(element.value, list):
-            yield f"{head} ({len(element.value)} items)"
-            for item in element.value:
-                yield f"{indent}  (fffe,e000)"
+        value = element.value
+        if isinstance(value, list):
+            yield dump_line(indent, tag, "SQ", f"(Sequence #={len(value)})")
+            for item in value:
+                yield f"{indent}  (fffe,e000) na (Item #={len(item.elements)})"
                 yield from dump_lines(item, indent + "    ")
-        elif isinstance(element.value, tuple):
-            yield f"{head} " + "\\".join(str(number) for number in element.value)
+                yield f"{indent}  (fffe,e00d) na (ItemDelimitationItem)"
+            yield f"{indent}(fffe,e0dd) na (SequenceDelimitationItem)"
+        elif element.vr == "AT" and isinstance(value, tuple):
+            halves = [f"{number:04x}" for number in value]
+            text = "\\".join(f"({g},{e})" for g, e in zip(halves[::2], halves[1::2], strict=True))
+            yield dump_line(indent, tag, "AT", text)
+        elif isinstance(value, tuple):
+            yield dump_line(indent, tag, element.vr, "\\".join(str(number) for number in value))
         else:
-            yield f"{head} [{element.text}]"
+            yield dump_line(indent, tag, element.vr, f"[{element.text}]")
+
+
+def dump_line(indent: str, tag: int, vr: str, value: str) -> str:
+    """One element as dcmdump prints it: `(gggg,eeee) VR [value]`, and at the end its keyword."""
+    from pydicom.datadict import keyword_for_tag
+
+    if value in ("", "[]"):
+        value = "(no value available)"
+    keyword = keyword_for_tag(tag) or "Unknown Tag & Data"
+    return f"{indent}({tag >> 16:04x},{tag & 0xFFFF:04x}) {vr} {value:<40} # {keyword}"

@@ -13,7 +13,8 @@ from pydicom.multival import MultiValue
 from dcmhaul import uids
 from dcmhaul.cli.completion import UNIQUE_KEYS
 from dcmhaul.cli.dcmtk import preferred_syntaxes
-from dcmhaul.cli.keys import build_identifier, read_query_file
+from dcmhaul.cli.keys import NUMBER_VRS, build_identifier, dump_line
+from dcmhaul.cli.queryfiles import read_query_file
 from dcmhaul.services.query import QueryModel
 from dcmhaul.wire.items import PresentationContextRq, SopClassExtendedNegotiation
 
@@ -140,14 +141,16 @@ def match_lines(dataset: Dataset, indent: str = "") -> Iterator[str]:
             vr, value = element.VR, element.value
         except Exception:
             vr, value = "??", dataset.get_item(tag).value
-        head = f"{indent}({tag.group:04x},{tag.element:04x}) {vr}"
         if vr == "SQ":
-            yield f"{head} ({len(value)} items)"
+            yield dump_line(indent, tag, "SQ", f"(Sequence #={len(value)})")
             for item in value:
-                yield f"{indent}  (fffe,e000)"
+                yield f"{indent}  (fffe,e000) na (Item #={len(item)})"
                 yield from match_lines(item, indent + "    ")
+                yield f"{indent}  (fffe,e00d) na (ItemDelimitationItem)"
+            yield f"{indent}(fffe,e0dd) na (SequenceDelimitationItem)"
         else:
-            yield f"{head} [{_text(vr, value)}]"
+            text = _text(vr, value)
+            yield dump_line(indent, tag, vr, text if vr in NUMBER_VRS else f"[{text}]")
 
 
 def unique_keys(dataset: Dataset) -> dict[int, str]:

@@ -9,14 +9,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from dcmhaul import uids
 from dcmhaul.errors import (
     AssociationAborted,
-    DcmhaulError,
     InstanceError,
     LocalProtocolError,
     PeerTimeout,
@@ -25,14 +24,12 @@ from dcmhaul.errors import (
 from dcmhaul.protocol import statuses
 from dcmhaul.protocol.dimse import (
     CCancelRq,
-    CEchoRq,
     CGetRq,
     CGetRsp,
     CMoveRsp,
     CStoreRq,
     DimseMessage,
     Priority,
-    Request,
     response_to,
 )
 from dcmhaul.protocol.negotiation import SupportedContext
@@ -40,28 +37,30 @@ from dcmhaul.services.extended import RETRIEVE_SUPPORTED
 from dcmhaul.services.identifiers import (
     IDENTIFIER_LENGTH_MAX,
     QUERY_SYNTAXES,
-    EncodedIdentifier,
     EncodeIdentifier,
     QueryRefused,
     decode_uid_list,
-    encode_uid_list,
 )
 from dcmhaul.services.provider import refuse_stray
 from dcmhaul.services.query import (
     CancelWatch,
     QueryModel,
     context_for_model,
-    read_encoded_identifier,
-    read_identifier,
-    unable_to_process,
 )
 from dcmhaul.services.storage import StorageScu, StoreOutcome
+from dcmhaul.services.suboperations import (
+    PENDING_SECONDS,
+    EncodedSelection,
+    Selection,
+    Selector,
+    StoredInstance,
+    SubOperations,
+    answer_beside,
+)
 from dcmhaul.wire.items import RoleSelection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-
-    from pydicom.dataset import Dataset
 
     from dcmhaul.net import Association, Incoming
     from dcmhaul.objects.instances import OutgoingInstance
@@ -71,15 +70,13 @@ if TYPE_CHECKING:
 __all__ = [
     "CANCEL_SECONDS",
     "GET_SECONDS",
-    "EncodedSelection",
     "GetScp",
     "RetrieveResponse",
     "RetrieveScu",
-    "Selection",
     "SignsOfLife",
     "StoreHandler",
-    "StoredInstance",
     "get",
+    "sole_error",
     "storage_roles",
 ]
 
@@ -87,9 +84,6 @@ GET_SECONDS: Final = 600.0
 """How long a C-GET may go without a sign of life: a response, or a sub-operation that reaches us."""
 CANCEL_SECONDS: Final = 20.0
 """How long a peer may go on after a C-CANCEL before it is aborted; some ignore it."""
-PENDING_SECONDS: Final = 1.0
-"""The SCP says how far it is no more often than this."""
-COUNT_MAX: Final = 0xFFFF  # the numbers of sub-operations are US (PS3.7 Table E.1-1)
 
 StoreHandler = Callable[["Association", "Incoming"], "Awaitable[Completion | None]"]
 """`StorageScp.handle`, or what does the same: reads the dataset, answers, or returns what will."""
@@ -272,7 +266,7 @@ class RetrieveScu:
                 yield
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _sole(group) from None
+            raise sole_error(group) from None
 
     async def _cancel(self, event: trio.Event, seconds: float | None) -> None:
         association = self.association
@@ -294,7 +288,7 @@ class RetrieveScu:
             raise self._ignored
 
 
-def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What the caller of one operation is to see: the first error that is not a mere cancellation."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [group]
@@ -329,7 +323,7 @@ class _Get:
             async with trio.open_nursery() as nursery:
                 return await self._receive_all(nursery, trio.Semaphore(window - 1))
         except BaseExceptionGroup as group:
-            raise _sole(group) from None
+            raise sole_error(group) from None
 
     async def _receive_all(
         self, nursery: trio.Nursery | None, slots: trio.Semaphore
@@ -369,26 +363,6 @@ class _Get:
 # -- the SCP ------------------------------------------------------------------------------------
 
 
-class StoredInstance(Protocol):
-    """An instance that the SCP holds, before it is opened."""
-
-    @property
-    def sop_class_uid(self) -> str: ...
-    @property
-    def sop_instance_uid(self) -> str: ...
-    def open(self) -> OutgoingInstance:
-        """The instance with its dataset; closed when it was sent. InstanceError where it cannot be."""
-
-
-Selection = Callable[["QueryModel", "Dataset", str], "Awaitable[Sequence[StoredInstance]]"]
-"""Model, identifier, calling AE title -> what is to be sent. May raise QueryRefused."""
-
-EncodedSelection = Callable[
-    ["QueryModel", EncodedIdentifier, str], "Awaitable[Sequence[StoredInstance]]"
-]
-"""The same for those who read the identifier without pydicom."""
-
-
 class GetScp:
     """Answers C-GET by sending what `select` names, on the same association.
 
@@ -407,14 +381,13 @@ class GetScp:
         transfer_syntaxes: tuple[str, ...] = (),
         relational: bool = False,
     ) -> None:
-        self._select: Callable[..., Awaitable[Sequence[StoredInstance]]] = select
-        self._read = read_encoded_identifier if encoded else read_identifier
-        self._models = {model.get_uid: model for model in models}
+        classes = {model.get_uid: model for model in models}
+        self._selector = Selector(select, classes, encoded=encoded)
         storage = SupportedContext(transfer_syntaxes=transfer_syntaxes, accept_scp_role=True)
         self._contexts = {
             **dict.fromkeys((*uids.STORAGE_SOP_CLASSES, *extra_classes), storage),
             **dict.fromkeys(
-                self._models,
+                classes,
                 SupportedContext(
                     transfer_syntaxes=QUERY_SYNTAXES,
                     extended=RETRIEVE_SUPPORTED if relational else b"",
@@ -435,30 +408,21 @@ class GetScp:
         assert isinstance(request, CGetRq)  # the provider dispatches by type
         length = 0
         try:
-            model = self._models.get(context.abstract_syntax)
-            identifier = await self._read(association, incoming)
-            if model is None:
-                raise QueryRefused(statuses.SOP_CLASS_NOT_SUPPORTED, "no such model here")
-            calling = association.agreement.calling_ae_title
-            try:
-                selected = await self._select(model, identifier, calling)
-            except (QueryRefused, DcmhaulError):
-                raise
-            except Exception as exc:
-                raise unable_to_process(exc) from exc
+            asked = await self._selector.read(association, incoming)
+            selected = await self._selector.select(association, *asked)
         except QueryRefused as refused:
             status = refused.status
             association.queue(context.context_id, response_to(request, status, refused.comment))
         else:
-            operation = _SubOperations(association, context, request, selected)
-            status = await operation.run()
-            length = operation.length
+            sending = _Sending(association, context, request, selected)
+            status = await sending.run()
+            length = sending.counts.length
         seconds = time.perf_counter() - started
         association.observer.operation("C-GET", "in", status, seconds, length)
 
 
-class _SubOperations:
-    """The sub-operations of one C-GET. Each instance ends in exactly one of the four counts."""
+class _Sending:
+    """The sub-operations of one C-GET, on the association that it came on."""
 
     def __init__(
         self,
@@ -467,15 +431,9 @@ class _SubOperations:
         request: CGetRq,
         selected: Sequence[StoredInstance],
     ) -> None:
-        self.length = 0
+        self.counts = SubOperations(association, context, request, len(selected))
         self._association = association
-        self._context = context
-        self._request = request
         self._selected = iter(selected)
-        self._remaining = len(selected)
-        self._completed = 0
-        self._warning = 0
-        self._failed: list[str] = []
         self._watch = CancelWatch(association, request.message_id)
         self._said = time.perf_counter()
 
@@ -484,8 +442,8 @@ class _SubOperations:
         await StorageScu(self._association, on_other=self._other).run(self._take, self._report)
         # With nothing outstanding, a C-CANCEL may still have come for instances that failed at once.
         await self._watch.poll()
-        status = self._final_status()
-        self._respond(status)
+        status = self.counts.final_status(cancelled=self._watch.cancelled)
+        self.counts.respond(status)
         return status
 
     async def _take(self) -> OutgoingInstance | None:
@@ -496,89 +454,23 @@ class _SubOperations:
             if stored is None:
                 return None
             if not roles_for(stored.sop_class_uid)[1]:
-                self._fail(stored.sop_instance_uid)
+                self.counts.fail(stored.sop_instance_uid)
                 await trio.lowlevel.checkpoint()
                 continue
             try:
                 return stored.open()
             except (InstanceError, OSError):
-                self._fail(stored.sop_instance_uid)
+                self.counts.fail(stored.sop_instance_uid)
                 await trio.lowlevel.checkpoint()
         return None
 
     def _report(self, outcome: StoreOutcome) -> None:
-        instance = outcome.instance
-        instance.close()
-        status = outcome.status
-        if status == statuses.SUCCESS:
-            self._completed += 1
-            self._remaining -= 1
-        elif outcome.stored:
-            self._warning += 1
-            self._remaining -= 1
-        else:
-            self._fail(instance.sop_instance_uid)
-        if status is not None:
-            self.length += outcome.length
+        outcome.instance.close()
+        self.counts.ended(outcome)
         now = time.perf_counter()
         if now - self._said >= PENDING_SECONDS and outcome.error is None:
             self._said = now
-            self._respond(statuses.PENDING)
-
-    def _fail(self, sop_instance_uid: str) -> None:
-        self._failed.append(sop_instance_uid)
-        self._remaining -= 1
-
-    def _final_status(self) -> int:
-        """PS3.4 §C.4.3.1.4 and Table C.4-3."""
-        if self._watch.cancelled and self._remaining:
-            return statuses.CANCEL
-        if self._failed and not self._completed and not self._warning:
-            return statuses.UNABLE_TO_PERFORM_SUBOPERATIONS
-        return statuses.COERCION if self._failed or self._warning else statuses.SUCCESS
-
-    def _respond(self, status: int) -> None:
-        """Remaining ones are told while there are some to come, or that will not (PS3.7 §9.1.3.1)."""
-        final = status != statuses.PENDING
-        dataset = None
-        comment = ""
-        if final and self._failed:
-            dataset, listed = encode_uid_list(self._failed, self._context.transfer_syntax)
-            if listed < len(self._failed):
-                comment = f"the list holds {listed} of {len(self._failed)} failed instances"
-        told = self._remaining if status in (statuses.PENDING, statuses.CANCEL) else None
-        response = CGetRsp(
-            message_id_being_responded_to=self._request.message_id,
-            status=status,
-            affected_sop_class_uid=self._request.affected_sop_class_uid,
-            error_comment=comment or None,
-            number_of_remaining_suboperations=None if told is None else min(told, COUNT_MAX),
-            number_of_completed_suboperations=min(self._completed, COUNT_MAX),
-            number_of_failed_suboperations=min(len(self._failed), COUNT_MAX),
-            number_of_warning_suboperations=min(self._warning, COUNT_MAX),
-            has_dataset=dataset is not None,
-        )
-        self._association.queue(self._context.context_id, response, dataset)
+            self.counts.respond(statuses.PENDING)
 
     async def _other(self, incoming: Incoming) -> None:
-        """What comes beside the C-STORE-RSPs: a C-CANCEL, or a further request within the window."""
-        context, message = incoming
-        if isinstance(message, CCancelRq):
-            await self._watch.note(incoming)
-            return
-        if message.has_dataset:
-            await self._association.read_dataset(None)
-        if not isinstance(message, Request):
-            raise RemoteProtocolError(
-                f"{self._association.peer} sent a {type(message).__name__} within a C-GET",
-                source=0,
-                reason=0,
-            )
-        if isinstance(message, CEchoRq):
-            self._association.queue(context.context_id, response_to(message, statuses.SUCCESS))
-            return
-        # One retrieve at a time: its responses and those of another would wait for each other.
-        self._association.queue(
-            context.context_id,
-            response_to(message, statuses.OUT_OF_RESOURCES, "a C-GET runs on this association"),
-        )
+        await answer_beside(self._association, incoming, self._watch, "C-GET")

@@ -26,8 +26,7 @@ from dcmhaul.archive.importing import ImportSummary, import_files
 from dcmhaul.archive.index import Added, Addition, Duplicates, Index, Object, Totals
 from dcmhaul.archive.query import FindQuery, Root, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
-from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
-from dcmhaul.archive.store import Refused, Store, StoredInstance, check_uids
+from dcmhaul.archive.store import Intake, Refused, Store, StoredInstance, check_uids
 from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
 from dcmhaul.database import (
     CommitFailed,
@@ -50,6 +49,7 @@ from dcmhaul.services.retrieve import GetScp
 from dcmhaul.services.storage import StorageScp
 from dcmhaul.services.verification import VerificationScp
 from dcmhaul.uids import is_valid_uid
+from dcmhaul.wire.part10 import encode_file_meta
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
@@ -73,7 +73,10 @@ CONFLICT = StoreReply(
     status=0xC001, error_comment="other bytes are held under this UID; kept aside"
 )
 
-# Bytes of all datasets that a sink holds; what comes beyond goes to a file at once.
+# A dataset of up to so many bytes gets its file when it is whole: making a file waits for the syncs
+# of others, so that is for a thread.
+HELD_SIZE_MAX = 64 * 1024
+# Bytes of all such datasets; what comes beyond goes to a file at once.
 HELD_TOTAL_MAX = 32 << 20
 # The first answers leave soon; then pages large enough that the trip to the thread costs little.
 FIRST_PAGE = 16
@@ -227,7 +230,7 @@ class Archive:
             file = self._store.create()
         try:
             if received.held:
-                write_whole(file.fd, b"".join(received.held))
+                _write(file.fd, b"".join(received.held))
             received.place, folder = self._store.publish(file)
         finally:
             file.close()
@@ -386,6 +389,104 @@ class Archive:
         self._holds = await self._database.read(index.totals)
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class Received:
+    """A dataset that has arrived, as far as it has: in `file`, or as long as it is small in `held`,
+    in either case behind group 0002. place: where it has its name, once it has one."""
+
+    incoming: IncomingInstance
+    intake: Intake
+    held: list[bytes]
+    file: TemporaryFile | None = None
+    length: int = 0
+    place: Place | None = None
+
+
+class ArchiveSink:
+    """Takes one dataset into memory, or a large one into a nameless file; a StorageSink."""
+
+    def __init__(self, archive: Archive, incoming: IncomingInstance) -> None:
+        self.added: Added | None = None
+        self._archive = archive
+        meta = _meta(incoming)
+        self._offset = len(meta)
+        self._received: Received | None = Received(
+            incoming=incoming, intake=Intake(incoming.transfer_syntax_uid), held=[meta]
+        )
+        self._held = 0
+        self._reply: StoreReply | None = None
+
+    async def write(self, data: DatasetSlices) -> None:
+        """Digest, header walk and disk for the next bytes; after a failure the rest is let go."""
+        received = self._received
+        if received is None:
+            return
+        try:
+            if received.file is None and not self._hold(data.data_length):
+                self._spill(received)
+            if received.file is None:
+                piece = data.copy_data()
+                received.intake.feed(piece)
+                received.held.append(piece)
+            else:
+                data.update(received.intake.feed)
+                data.pwrite(received.file.fd, self._offset + received.length)
+            received.length += data.data_length
+        except Refused as refused:
+            self._fail(StoreReply(status=refused.status, error_comment=refused.comment))
+        except OSError as exc:
+            self._fail(self._archive.failure(exc))
+
+    async def commit(self) -> StoreReply:
+        """Answers only when the object is durable, or will not be."""
+        received, self._received = self._received, None
+        if received is None:
+            self._archive.count_refused()
+            assert self._reply is not None
+            return self._reply
+        reply, self.added = await self._archive.keep(received, partial(self._let_go, received))
+        return reply
+
+    def discard(self) -> None:
+        received, self._received = self._received, None
+        if received is not None:
+            self._let_go(received)
+
+    def _hold(self, size: int) -> bool:
+        """Whether the next bytes may stay in memory with those before."""
+        if self._held + size > HELD_SIZE_MAX or not self._archive.hold(size):
+            return False
+        self._held += size
+        return True
+
+    def _spill(self, received: Received) -> None:
+        """What was held so far goes to a file, and so does what follows."""
+        received.file = self._archive.create()
+        _write(received.file.fd, b"".join(received.held))
+        received.held.clear()
+        self._release()
+
+    def _release(self) -> None:
+        self._archive.hold(-self._held)
+        self._held = 0
+
+    def _let_go(self, received: Received) -> None:
+        self._release()
+        if received.file is not None:
+            received.file.close()
+
+    def _fail(self, reply: StoreReply) -> None:
+        self._reply = reply
+        self.discard()
+
+
+def _write(fd: int, data: bytes) -> None:
+    """All of it, to the beginning of the file."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:] if done else data, done)
+
+
 def _unreported(_line: str) -> None:
     """Stands where nobody asked for the lines."""
 
@@ -443,6 +544,15 @@ async def open_archive(
             store.close()
 
 
+def _meta(incoming: IncomingInstance) -> bytes:
+    return encode_file_meta(
+        incoming.sop_class_uid,
+        incoming.sop_instance_uid,
+        incoming.transfer_syntax_uid,
+        incoming.calling_ae_title,
+    )
+
+
 def _object(
     incoming: IncomingInstance, description: Description, digest: bytes, place: Place, length: int
 ) -> Object:
@@ -452,7 +562,7 @@ def _object(
         sop_instance_uid=incoming.sop_instance_uid,
         transfer_syntax_uid=incoming.transfer_syntax_uid,
         place=place,
-        dataset_offset=len(file_meta(incoming)),
+        dataset_offset=len(_meta(incoming)),
         length=length,
         sha256=digest,
         received=index.now(),

@@ -167,7 +167,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch, call: str, code: int) -> Iterator[Fa
     """Within the block the call fails in every module that files objects."""
     shim = FaultyOs(call, code)
     with monkeypatch.context() as patch:
-        for module in ("objects.paths", "objects.sinks", "archive.store", "archive.scp"):
+        for module in ("objects.paths", "objects.sinks", "archive.store", "archive.sink"):
             patch.setattr(f"dcmhaul.{module}.os", shim)
         yield shim
 

@@ -7,7 +7,6 @@ durable. It speaks PS3.4 through the services; what a message means is theirs.
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +23,11 @@ from dcmhaul.archive.identifier import (
 )
 from dcmhaul.archive.importing import ImportSummary, import_files
 from dcmhaul.archive.index import Added, Addition, Duplicates, Index, Object, Totals
+from dcmhaul.archive.moves import MoveStatistics, OutgoingMoves
 from dcmhaul.archive.query import FindQuery, Root, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
-from dcmhaul.archive.store import Intake, Refused, Store, StoredInstance, check_uids
+from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
+from dcmhaul.archive.store import Refused, Store, StoredInstance, check_uids
 from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
 from dcmhaul.database import (
     CommitFailed,
@@ -44,20 +45,20 @@ from dcmhaul.objects.paths import Durability, Trouble, make_folder
 from dcmhaul.protocol import statuses
 from dcmhaul.services.extended import FindOptions
 from dcmhaul.services.identifiers import EncodedIdentifier, QueryRefused
+from dcmhaul.services.move import MoveScp
 from dcmhaul.services.query import FindScp, QueryModel
 from dcmhaul.services.retrieve import GetScp
 from dcmhaul.services.storage import StorageScp
 from dcmhaul.services.verification import VerificationScp
 from dcmhaul.uids import is_valid_uid
-from dcmhaul.wire.part10 import encode_file_meta
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
     from sqlalchemy.engine import Connection
 
     from dcmhaul.archive.index import Description, Place
-    from dcmhaul.net.types import DatasetSlices
     from dcmhaul.objects.paths import Folder, TemporaryFile
     from dcmhaul.services.provider import Service
 
@@ -73,10 +74,7 @@ CONFLICT = StoreReply(
     status=0xC001, error_comment="other bytes are held under this UID; kept aside"
 )
 
-# A dataset of up to so many bytes gets its file when it is whole: making a file waits for the syncs
-# of others, so that is for a thread.
-HELD_SIZE_MAX = 64 * 1024
-# Bytes of all such datasets; what comes beyond goes to a file at once.
+# Bytes of all datasets that a sink holds; what comes beyond goes to a file at once.
 HELD_TOTAL_MAX = 32 << 20
 # The first answers leave soon; then pages large enough that the trip to the thread costs little.
 FIRST_PAGE = 16
@@ -98,7 +96,7 @@ class ArchiveStatistics:
 
     stored: new objects. duplicates: the same bytes again. conflicts: other bytes under a known UID,
     which were set aside. replaced: other bytes, which took the place of the first. refused: objects
-    that were not stored.
+    that were not stored. moves: what was sent by C-MOVE.
     """
 
     holds: Totals
@@ -107,6 +105,7 @@ class ArchiveStatistics:
     conflicts: int
     replaced: int
     refused: int
+    moves: MoveStatistics
     writer: WriterStatistics
 
 
@@ -124,6 +123,7 @@ class Archive:
         durability: Durability,
         strict: bool,
         report: Callable[[str], None],
+        moves: OutgoingMoves,
     ) -> None:
         self.ae_title = ae_title
         self.durability = durability
@@ -134,6 +134,7 @@ class Archive:
         self._strict = strict
         self._report = report
         self._trouble = Trouble(store.root, report)
+        self._moves = moves
         self._held = 0
         self._doubtful: list[Place] = []
         self._holds = Totals()
@@ -148,7 +149,7 @@ class Archive:
     def services(
         self, *, extra_classes: Iterable[str] = (), matches_max: int | None = None
     ) -> list[Service]:
-        """Verification, storage, query and retrieve, for `serve_services`.
+        """Verification, storage, query and retrieve by C-GET and C-MOVE, for `serve_services`.
 
         extra_classes: SOP classes taken beside every Storage SOP class of PS3.6; whatever else is
         up to the policy's `accept_any_storage`. matches_max: as FindScp has it.
@@ -167,6 +168,7 @@ class Archive:
             ),
             FindScp(_no_matches, encoded=True, models=(QueryModel.WORKLIST,)),
             GetScp(self.select, encoded=True, models=models, extra_classes=extra, relational=True),
+            MoveScp(self.select, self._moves, encoded=True, models=models, relational=True),
         ]
 
     def statistics(self) -> ArchiveStatistics:
@@ -177,6 +179,7 @@ class Archive:
             conflicts=self._counts[Added.CONFLICT] + self._counts[Added.CONFLICT_KNOWN],
             replaced=self._counts[Added.REPLACED],
             refused=self._refused,
+            moves=self._moves.statistics,
             writer=self._database.writer.statistics(),
         )
 
@@ -191,7 +194,8 @@ class Archive:
                 help="Objects that came, by what became of them",
                 labels=("outcome",),
                 samples=tuple(((outcome,), getattr(came, outcome)) for outcome in outcomes),
-            )
+            ),
+            *self._moves.families(),
         ]
 
     # -- storing --------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ class Archive:
             file = self._store.create()
         try:
             if received.held:
-                _write(file.fd, b"".join(received.held))
+                write_whole(file.fd, b"".join(received.held))
             received.place, folder = self._store.publish(file)
         finally:
             file.close()
@@ -389,104 +393,6 @@ class Archive:
         self._holds = await self._database.read(index.totals)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Received:
-    """A dataset that has arrived, as far as it has: in `file`, or as long as it is small in `held`,
-    in either case behind group 0002. place: where it has its name, once it has one."""
-
-    incoming: IncomingInstance
-    intake: Intake
-    held: list[bytes]
-    file: TemporaryFile | None = None
-    length: int = 0
-    place: Place | None = None
-
-
-class ArchiveSink:
-    """Takes one dataset into memory, or a large one into a nameless file; a StorageSink."""
-
-    def __init__(self, archive: Archive, incoming: IncomingInstance) -> None:
-        self.added: Added | None = None
-        self._archive = archive
-        meta = _meta(incoming)
-        self._offset = len(meta)
-        self._received: Received | None = Received(
-            incoming=incoming, intake=Intake(incoming.transfer_syntax_uid), held=[meta]
-        )
-        self._held = 0
-        self._reply: StoreReply | None = None
-
-    async def write(self, data: DatasetSlices) -> None:
-        """Digest, header walk and disk for the next bytes; after a failure the rest is let go."""
-        received = self._received
-        if received is None:
-            return
-        try:
-            if received.file is None and not self._hold(data.data_length):
-                self._spill(received)
-            if received.file is None:
-                piece = data.copy_data()
-                received.intake.feed(piece)
-                received.held.append(piece)
-            else:
-                data.update(received.intake.feed)
-                data.pwrite(received.file.fd, self._offset + received.length)
-            received.length += data.data_length
-        except Refused as refused:
-            self._fail(StoreReply(status=refused.status, error_comment=refused.comment))
-        except OSError as exc:
-            self._fail(self._archive.failure(exc))
-
-    async def commit(self) -> StoreReply:
-        """Answers only when the object is durable, or will not be."""
-        received, self._received = self._received, None
-        if received is None:
-            self._archive.count_refused()
-            assert self._reply is not None
-            return self._reply
-        reply, self.added = await self._archive.keep(received, partial(self._let_go, received))
-        return reply
-
-    def discard(self) -> None:
-        received, self._received = self._received, None
-        if received is not None:
-            self._let_go(received)
-
-    def _hold(self, size: int) -> bool:
-        """Whether the next bytes may stay in memory with those before."""
-        if self._held + size > HELD_SIZE_MAX or not self._archive.hold(size):
-            return False
-        self._held += size
-        return True
-
-    def _spill(self, received: Received) -> None:
-        """What was held so far goes to a file, and so does what follows."""
-        received.file = self._archive.create()
-        _write(received.file.fd, b"".join(received.held))
-        received.held.clear()
-        self._release()
-
-    def _release(self) -> None:
-        self._archive.hold(-self._held)
-        self._held = 0
-
-    def _let_go(self, received: Received) -> None:
-        self._release()
-        if received.file is not None:
-            received.file.close()
-
-    def _fail(self, reply: StoreReply) -> None:
-        self._reply = reply
-        self.discard()
-
-
-def _write(fd: int, data: bytes) -> None:
-    """All of it, to the beginning of the file."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:] if done else data, done)
-
-
 def _unreported(_line: str) -> None:
     """Stands where nobody asked for the lines."""
 
@@ -501,12 +407,14 @@ async def open_archive(
     duplicates: Duplicates = Duplicates.KEEP_FIRST,
     strict: bool = False,
     report: Callable[[str], None] = _unreported,
+    moves: OutgoingMoves | None = None,
 ) -> AsyncIterator[Archive]:
     """Opens the archive in `directory`, which is made if missing, and recovers from a kill.
 
     database_url: where the index is; by default `index.db` in the folder. duplicates: other bytes
     under a UID that is held; `report` gets a line for each, without anything of a patient. strict:
-    queries must name level and unique keys. ConfigurationError where another process has it open,
+    queries must name level and unique keys. moves: what a C-MOVE may send to; without it nothing is.
+    ConfigurationError where another process has it open,
     or it cannot be used.
     """
     root = Path(directory)
@@ -537,20 +445,12 @@ async def open_archive(
                 durability=durability,
                 strict=strict,
                 report=report,
+                moves=moves or OutgoingMoves(ae_title=ae_title),
             )
             await archive._start()
             yield archive
         finally:
             store.close()
-
-
-def _meta(incoming: IncomingInstance) -> bytes:
-    return encode_file_meta(
-        incoming.sop_class_uid,
-        incoming.sop_instance_uid,
-        incoming.transfer_syntax_uid,
-        incoming.calling_ae_title,
-    )
 
 
 def _object(
@@ -562,7 +462,7 @@ def _object(
         sop_instance_uid=incoming.sop_instance_uid,
         transfer_syntax_uid=incoming.transfer_syntax_uid,
         place=place,
-        dataset_offset=len(_meta(incoming)),
+        dataset_offset=len(file_meta(incoming)),
         length=length,
         sha256=digest,
         received=index.now(),

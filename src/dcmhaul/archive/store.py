@@ -171,6 +171,10 @@ class StoredInstance:
     def sop_instance_uid(self) -> str:
         return self.selected.sop_instance_uid
 
+    @property
+    def transfer_syntax_uid(self) -> str:
+        return self.selected.transfer_syntax_uid
+
     def open(self) -> OpenedInstance:
         """Opens the file; UnreadableInstance where it is gone or is not as the index says."""
         known = self.selected

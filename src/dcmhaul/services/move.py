@@ -16,6 +16,7 @@ from dcmhaul.objects.instances import MoveOriginator
 from dcmhaul.protocol import statuses
 from dcmhaul.protocol.dimse import CMoveRq, CMoveRsp, DimseMessage, Priority, response_to
 from dcmhaul.protocol.negotiation import SupportedContext, is_valid_ae_title
+from dcmhaul.services.extended import RETRIEVE_SUPPORTED
 from dcmhaul.services.identifiers import QUERY_SYNTAXES, QueryRefused
 from dcmhaul.services.provider import refuse_stray
 from dcmhaul.services.query import CancelWatch, QueryModel, context_for_model
@@ -148,7 +149,7 @@ class Mover(Protocol):
 class MoveScp:
     """Answers C-MOVE by having `mover` send what `select` names, and tells meanwhile how far it is.
 
-    encoded: `select` is an EncodedSelection, not a Selection.
+    encoded: `select` is an EncodedSelection, not a Selection. relational: as GetScp has it.
     """
 
     def __init__(
@@ -158,11 +159,18 @@ class MoveScp:
         *,
         encoded: bool = False,
         models: Iterable[QueryModel] = (QueryModel.PATIENT_ROOT, QueryModel.STUDY_ROOT),
+        relational: bool = False,
     ) -> None:
         classes = {model.move_uid: model for model in models}
         self._selector = Selector(select, classes, encoded=encoded)
         self._mover = mover
-        self._contexts = dict.fromkeys(classes, SupportedContext(transfer_syntaxes=QUERY_SYNTAXES))
+        self._contexts = dict.fromkeys(
+            classes,
+            SupportedContext(
+                transfer_syntaxes=QUERY_SYNTAXES,
+                extended=RETRIEVE_SUPPORTED if relational else b"",
+            ),
+        )
 
     def contexts(self) -> Mapping[str, SupportedContext]:
         return self._contexts

@@ -132,7 +132,7 @@ _LEVEL = click.Choice(list(_LEVELS), case_sensitive=False)
 
 
 def _level_flag(short: str, long: str, level: str, text: str) -> Decorator:
-    return click.option(short, long, "level", flag_value=level, type=_LEVEL, help=text)
+    return click.option(short, long, "log_level", flag_value=level, type=_LEVEL, help=text)
 
 
 _GENERAL = (
@@ -148,7 +148,7 @@ _GENERAL = (
     click.option(
         "-ll",
         "--log-level",
-        "level",
+        "log_level",
         type=_LEVEL,
         help="The same by level; warn is the default. Of several of these the last holds.",
     ),
@@ -352,7 +352,7 @@ def verb(
         def callback(**arguments: Any) -> int:
             session = Session(
                 str(click.get_current_context().obj or name),
-                level=Level(_LEVELS[arguments.pop("level") or "warn"]),
+                level=Level(_LEVELS[arguments.pop("log_level") or "warn"]),
                 json_lines=arguments.pop("json_lines"),
                 config_path=arguments.pop("config_path"),
             )

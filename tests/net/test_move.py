@@ -301,6 +301,24 @@ async def test_silence_ends_with_the_name_of_the_timer() -> None:
             await moved(answering(), seconds=0.05, signs=signs)
 
 
+@pytest.mark.parametrize("status", [0x0000, 0xB000, 0xFE00, 0xA702])
+async def test_at_the_deadline_the_peer_is_asked_to_end_it(status: int) -> None:
+    """What it has done by then is done; that it has ended otherwise does not hide the deadline."""
+    asked: list[int] = []
+
+    async def script(association: Association, incoming: Incoming) -> None:
+        if isinstance(incoming.message, CCancelRq):
+            asked.append(incoming.message.message_id_being_responded_to)
+            association.queue(STUDY_MOVE, rsp(status, completed=3))
+
+    if status == 0:
+        assert await moved(scripted(script), seconds=0.1) == RetrieveResponse(status=0, completed=3)
+    else:
+        with pytest.raises(PeerTimeout, match=r"0\.1 s \(C-MOVE time-out\)"):
+            await moved(scripted(script), seconds=0.1)
+    assert asked == [1]
+
+
 async def test_a_sign_of_life_prolongs_the_wait() -> None:
     asked = trio.Event()
 

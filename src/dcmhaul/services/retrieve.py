@@ -186,11 +186,15 @@ class RetrieveScu:
         self._seconds = seconds
         self._signs = signs
         self._receiving = False
+        self._cancelled = False
         self._ignored: PeerTimeout | None = None
+        self._overdue: PeerTimeout | None = None
+        self._until = 0.0
 
     async def receive(self) -> Incoming:
         """The next message of the peer, whatever it is.
 
+        Without a sign of life for too long the peer is asked to end it, and has a little time to do so.
         PeerTimeout names the service where nothing came, and "C-CANCEL" where one was ignored.
         """
         association = self.association
@@ -198,15 +202,23 @@ class RetrieveScu:
         while True:
             if self._ignored is not None:
                 raise self._ignored
+            if self._overdue is not None:
+                left = self._until - trio.current_time()
+                if left <= 0:
+                    raise self._overdue
             self._receiving = True
             try:
                 incoming = await association.receive(seconds=left, phase=self._service)
             except PeerTimeout as exc:
-                if exc.phase != self._service or self._signs is None or self._seconds is None:
+                if exc.phase != self._service or self._seconds is None:
                     raise
-                left = self._signs.last + self._seconds - trio.current_time()
+                if self._overdue is not None:
+                    continue
+                left = 0.0
+                if self._signs is not None:
+                    left = self._signs.last + self._seconds - trio.current_time()
                 if left <= 0:
-                    raise PeerTimeout(self._service, self._seconds) from exc
+                    await self._end_overdue(self._seconds)
                 continue
             finally:
                 self._receiving = False
@@ -216,8 +228,18 @@ class RetrieveScu:
                 )
             return incoming
 
+    async def _end_overdue(self, seconds: float) -> None:
+        """The deadline has passed: a C-CANCEL, unless there was one; the PeerTimeout is raised later."""
+        self._overdue = PeerTimeout(self._service, seconds)
+        if not self._cancelled:
+            self._until = trio.current_time() + min(CANCEL_SECONDS, seconds)
+            await self._send_cancel()
+
     async def response(self, incoming: Incoming) -> RetrieveResponse:
-        """The response that came last, its dataset read; RemoteProtocolError where it is none of ours."""
+        """The response that came last, its dataset read; RemoteProtocolError where it is none of ours.
+
+        PeerTimeout where it ends, without success, what was overdue.
+        """
         association = self.association
         message = incoming.message
         assert isinstance(message, CGetRsp | CMoveRsp)  # the callers look at the type
@@ -232,7 +254,7 @@ class RetrieveScu:
             # The list is a hint. One too long to keep says no less than the counts do.
             data = await association.read_dataset_bytes(IDENTIFIER_LENGTH_MAX)
             listed = decode_uid_list(data or b"", incoming.context.transfer_syntax)
-        return RetrieveResponse(
+        response = RetrieveResponse(
             status=message.status,
             remaining=message.number_of_remaining_suboperations,
             completed=message.number_of_completed_suboperations,
@@ -241,6 +263,9 @@ class RetrieveScu:
             failed_sop_instance_uids=listed,
             error_comment=message.error_comment or "",
         )
+        if self._overdue is not None and not response.pending and response.status:
+            raise self._overdue
+        return response
 
     def ended(self, response: RetrieveResponse, started: float) -> None:
         """The final response has come; started: by time.perf_counter."""
@@ -269,23 +294,27 @@ class RetrieveScu:
             raise sole_error(group) from None
 
     async def _cancel(self, event: trio.Event, seconds: float | None) -> None:
-        association = self.association
         await event.wait()
-        request = CCancelRq(message_id_being_responded_to=self.message_id)
-        try:
-            association.queue(self._context_id, request)
-        except LocalProtocolError:
-            return  # the association is ending: its reader raises why
-        # The final response may come meanwhile; a send that it cut short would break the association.
-        with trio.CancelScope(shield=True):
-            await association.flush()
-        if seconds is None:
+        if self._cancelled or not await self._send_cancel() or seconds is None:
             return
         await trio.sleep(seconds)
-        hint = f"{association.peer} goes on with the {self._service} all the same"
+        hint = f"{self.association.peer} goes on with the {self._service} all the same"
         self._ignored = PeerTimeout("C-CANCEL", seconds, hint)
         if self._receiving:
             raise self._ignored
+
+    async def _send_cancel(self) -> bool:
+        """False where the association is ending: its reader raises why."""
+        self._cancelled = True
+        request = CCancelRq(message_id_being_responded_to=self.message_id)
+        try:
+            self.association.queue(self._context_id, request)
+        except LocalProtocolError:
+            return False
+        # The final response may come meanwhile; a send that it cut short would break the association.
+        with trio.CancelScope(shield=True):
+            await self.association.flush()
+        return True
 
 
 def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

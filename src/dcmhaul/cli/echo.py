@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcmhaul.cli.exits import for_status
+from dcmhaul.cli.exits import Exit, for_status
 from dcmhaul.cli.options import network_options, verb
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ async def _run(
 ) -> None:
     from dcmhaul import uids
     from dcmhaul.cli.network import open_peer
-    from dcmhaul.protocol.statuses import describe
-    from dcmhaul.services.verification import echo
+    from dcmhaul.cli.responses import response_text
+    from dcmhaul.services.verification import request_echo
     from dcmhaul.wire.items import PresentationContextRq
 
     context = PresentationContextRq(
@@ -68,13 +68,20 @@ async def _run(
     async with open_peer(session, network, peer, (context,)) as association:
         for _ in range(repeat):
             started = time.perf_counter()
-            status = await echo(association)
+            response = await request_echo(association)
+            status = response.status
             milliseconds = (time.perf_counter() - started) * 1000
             session.begun = True
-            code = for_status(status)
+            code = for_status(status) or (Exit.PERMANENT if status else Exit.OK)
             session.code(code)
             session.summary["failed" if code else "echoes"] += 1
-            session.answer.line(f"{peer}: {describe(status, 'C-ECHO')}, {milliseconds:.1f} ms")
+            text = response_text(
+                status, "C-ECHO", response.offending_element or (), response.error_comment or ""
+            )
+            session.answer.line(f"{peer}: {text}, {milliseconds:.1f} ms")
+            if code:
+                session.console.error(f"dcmhaul {session.name}: {text}")
+                session.errors.append(text)
             session.answer.record(
                 {
                     "type": "echo",

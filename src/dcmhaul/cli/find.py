@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcmhaul.cli.console import Level
 from dcmhaul.cli.exits import Exit, for_status
 from dcmhaul.cli.options import key_options, model_options, network_options, propose_option, verb
 from dcmhaul.errors import ConfigurationError
@@ -180,10 +181,13 @@ class _Find:
         paths: list[tuple[Step, ...]],
     ) -> None:
         from dcmhaul.cli import models
+        from dcmhaul.cli.completion import level_of
         from dcmhaul.cli.keys import dump_lines, encode_identifier
         from dcmhaul.services.query import find
 
         session = self.session
+        level = level_of(query) or "no level"
+        session.console.info(f"C-FIND: {self.model} model, {level}, {len(query.elements)} keys")
         session.console.debug_lines(dump_lines(query))
         async with find(
             association,
@@ -197,13 +201,14 @@ class _Find:
                     self._final(response)
                     break
                 self.matches += 1
+                if session.console.level >= Level.INFO:
+                    session.console.info(f"response {self.matches}: {_text(response)}")
                 try:
                     dataset = response.dataset()
                 except ValueError as error:
                     session.console.error(f"match {self.matches} cannot be read: {error}")
                     session.code(Exit.PERMANENT)
                     continue
-                session.console.debug(f"match {self.matches}")
                 session.console.debug_lines(models.match_lines(dataset))
                 if session.answer.json_lines:
                     session.answer.record(models.json_object(dataset))
@@ -213,14 +218,12 @@ class _Find:
                     self._extract(response)
 
     def _final(self, response: FindResponse) -> None:
-        from dcmhaul.protocol.statuses import CANCEL, SUCCESS, describe
+        from dcmhaul.protocol.statuses import CANCEL, SUCCESS
 
         status = response.status
-        text = describe(status, "C-FIND")
-        if response.error_comment:
-            text += f" ({response.error_comment})"
+        text = _text(response)
         if status == SUCCESS or (status == CANCEL and self.cancel is not None):
-            self.session.console.info(text)
+            self.session.console.info(f"final response: {text}")
             return
         self.session.code(for_status(status) or Exit.PERMANENT)
         self.session.console.error(f"dcmhaul {self.session.name}: {text}")
@@ -243,3 +246,9 @@ class _Find:
                 file.write(meta + (response.identifier or b""))
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}") from error
+
+
+def _text(response: FindResponse) -> str:
+    from dcmhaul.cli.responses import response_text
+
+    return response_text(response.status, "C-FIND", response.offending, response.error_comment)

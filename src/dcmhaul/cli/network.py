@@ -43,6 +43,9 @@ __all__ = [
     "timeouts",
 ]
 
+# So many presentation contexts `-v` lists; a retrieve proposes a hundred of them.
+CONTEXTS_FEW = 4
+
 _RESULT_TEXT = {
     ContextResult.USER_REJECTION: "rejected by the user",
     ContextResult.NO_REASON: "rejected without a reason",
@@ -135,7 +138,7 @@ def _reasons(agreement: Agreement) -> str:
 
 
 def say_agreement(session: Session, network: NetworkOptions, agreement: Agreement) -> None:
-    """What was negotiated: the numbers under `-v`, each context under `+v` and `-d`."""
+    """What was negotiated, under `-v`; each context too where they are few, or under `+v` and `-d`."""
     console = session.console
     if console.level >= Level.INFO:
         implementation = agreement.peer_implementation_version_name or "no implementation name"
@@ -145,7 +148,12 @@ def say_agreement(session: Session, network: NetworkOptions, agreement: Agreemen
             f"window {agreement.window_invoked}, peer {printable(implementation)} "
             f"({agreement.peer_implementation_class_uid or 'no implementation UID'})"
         )
-    if not (network.show_contexts or console.level >= Level.DEBUG):
+    few = len(agreement.accepted) + len(agreement.rejected) <= CONTEXTS_FEW
+    if not (
+        network.show_contexts
+        or console.level >= Level.DEBUG
+        or (few and console.level >= Level.INFO)
+    ):
         return
     for accepted in agreement.accepted.values():
         console.always(

@@ -317,11 +317,7 @@ class _Send:
             return
         self.count.failed += 1
         if outcome.status is not None:
-            from dcmhaul.protocol.statuses import describe
-
-            text = describe(outcome.status)
-            if outcome.error_comment:
-                text += f" ({outcome.error_comment})"
+            text = _text(outcome)
         else:
             # No context for this class and syntax: the rest goes on, this one never will.
             refused = isinstance(outcome.error, NoAcceptedContext)
@@ -332,9 +328,7 @@ class _Send:
 
     def _say(self, label: str, outcome: StoreOutcome) -> None:
         """A stored instance: each under `-v`, one with a warning always."""
-        from dcmhaul.protocol.statuses import describe
-
-        text = f"{label}: {describe(outcome.status or 0)}"
+        text = f"{label}: {_text(outcome)}"
         if outcome.status:
             self.session.console.warn(text)
         else:
@@ -363,3 +357,10 @@ class _Send:
         if status is not None:
             record["status"] = f"{status:04X}"
         self.session.answer.record(record)
+
+
+def _text(outcome: StoreOutcome) -> str:
+    """What the peer answered."""
+    from dcmhaul.cli.responses import response_text
+
+    return response_text(outcome.status or 0, "C-STORE", outcome.offending, outcome.error_comment)

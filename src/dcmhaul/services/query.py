@@ -110,12 +110,16 @@ def context_for_model(association: Association, abstract_syntax: str) -> Accepte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindResponse:
-    """One C-FIND-RSP. Pending ones (FF00, FF01) hold a match, encoded in `transfer_syntax`."""
+    """One C-FIND-RSP. Pending ones (FF00, FF01) hold a match, encoded in `transfer_syntax`.
+
+    offending: the tags that the peer objects to.
+    """
 
     status: int
     identifier: bytes | None
     transfer_syntax: str
     error_comment: str = ""
+    offending: tuple[int, ...] = ()
 
     @property
     def pending(self) -> bool:
@@ -237,6 +241,7 @@ class _Find:
             identifier=identifier,
             transfer_syntax=incoming.context.transfer_syntax,
             error_comment=message.error_comment or "",
+            offending=message.offending_element or (),
         )
 
 

@@ -204,6 +204,7 @@ class StoreOutcome:
     """How one instance ended. Without a status there is an error.
 
     sent: whether its C-STORE-RQ left. An error then means that the outcome is unknown, not failed.
+    offending: the tags that the peer objects to.
     """
 
     instance: OutgoingInstance
@@ -213,6 +214,7 @@ class StoreOutcome:
     sent: bool
     seconds: float
     length: int
+    offending: tuple[int, ...] = ()
 
     @property
     def stored(self) -> bool:
@@ -384,6 +386,7 @@ class StorageScu:
                 pending.instance,
                 status=response.status,
                 error_comment=response.error_comment or "",
+                offending=response.offending_element or (),
                 sent=True,
                 seconds=seconds,
             )
@@ -412,6 +415,7 @@ def _outcome(
     status: int | None = None,
     error: DcmhaulError | None = None,
     error_comment: str = "",
+    offending: tuple[int, ...] = (),
     sent: bool = False,
     seconds: float = 0.0,
 ) -> StoreOutcome:
@@ -420,6 +424,7 @@ def _outcome(
         status=status,
         error=error,
         error_comment=error_comment,
+        offending=offending,
         sent=sent,
         seconds=seconds,
         length=instance.length,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dcmhaul.net import Association, Incoming
 
-__all__ = ["VerificationScp", "echo"]
+__all__ = ["VerificationScp", "echo", "request_echo"]
 
 _SYNTAXES = (
     uids.IMPLICIT_VR_LITTLE_ENDIAN,
@@ -48,7 +48,12 @@ class VerificationScp:
 
 
 async def echo(association: Association) -> int:
-    """One C-ECHO; returns the status of its response (PS3.7 §9.1.5)."""
+    """One C-ECHO; returns the status of its response."""
+    return (await request_echo(association)).status
+
+
+async def request_echo(association: Association) -> CEchoRsp:
+    """One C-ECHO; returns its response (PS3.7 §9.1.5)."""
     context = association.agreement.context_for(uids.VERIFICATION)
     if context is None:
         raise NoAcceptedContext(
@@ -80,4 +85,4 @@ async def echo(association: Association) -> int:
     association.message_ids.give_back(message_id)
     seconds = time.perf_counter() - started
     association.observer.operation("C-ECHO", "out", response.status, seconds, 0)
-    return response.status
+    return response

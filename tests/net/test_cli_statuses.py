@@ -1,0 +1,156 @@
+"""What echo, find and send say of each status that an SCP can answer: name, meaning, and what it adds."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from dcmhaul.cli import main
+from dcmhaul.objects.synth import write_studies
+from dcmhaul.protocol.statuses import describe
+from tests.hostile.scripted_scp import ScriptedScp, response, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore::BytesWarning")
+
+# Of each status what the line has to say, and by service where that differs.
+GENERAL = {
+    0x0105: "No such attribute",
+    0x0110: "Processing failure",
+    0x0112: "No such SOP instance",
+    0x0122: "SOP class not supported",
+    0x0124: "not authorized",
+    0x0210: "Duplicate invocation",
+    0x0211: "Unrecognized operation",
+    0x0212: "Mistyped argument",
+    0x7777: "does not define",
+}
+STORE = {
+    **GENERAL,
+    0xA700: "out of resources",
+    0xA7FE: "out of resources",
+    0xA900: "data set does not match SOP class",
+    0xC000: "cannot understand",
+    0xCFFF: "cannot understand",
+    0xB123: "does not define",
+    0xFF00: "Pending",
+}
+FIND = {
+    **GENERAL,
+    0xA700: "out of resources",
+    0xA900: "identifier does not match SOP class",
+    0xC001: "unable to process",
+    0xB000: "does not define",
+    0xFE00: "ended after a cancel request",
+}
+# Patient's name and level: tag and keyword are said. The comment holds what would steer a terminal.
+OFFENDING = (0x00100010, 0x00080052, 0x00091001)
+SAID = "; offending: (0010,0010) PatientName, (0008,0052) QueryRetrieveLevel, (0009,1001)"
+
+
+async def ask(
+    scp: ScriptedScp, capsys: pytest.CaptureFixture[str], verb: str, *arguments: str
+) -> tuple[int, str, str]:
+    async with running(scp):
+        words = [verb, f"PEER@127.0.0.1:{scp.port}", *arguments]
+        code = await trio.to_thread.run_sync(main, words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def answering(statuses: list[int], **more: Any) -> ScriptedScp:
+    return ScriptedScp(lambda n, rq: response(rq, Status=statuses[n - 1], **more))
+
+
+def check(lines: list[str], expected: dict[int, str], service: str) -> None:
+    assert len(lines) == len(expected)
+    for line, (status, meaning) in zip(lines, expected.items(), strict=True):
+        assert f"{describe(status, service)}{SAID} (no \\x1b[31mway)" in line
+        assert meaning in line
+
+
+MORE = {"OffendingElement": OFFENDING, "ErrorComment": "no \x1b[31mway"}
+
+
+async def test_echo(capsys: pytest.CaptureFixture[str]) -> None:
+    scp = answering([*GENERAL, 0xB000], **MORE)
+    code, out, err = await ask(scp, capsys, "echo", "--repeat", str(len(GENERAL) + 1))
+    assert code == 6
+    expected = {**GENERAL, 0xB000: "does not define"}
+    check(out.splitlines(), expected, "C-ECHO")
+    check(err.splitlines(), expected, "C-ECHO")
+
+
+async def test_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "query.dump").write_text("(0010,0010) PN [DOE*]\n(0008,0052) CS [STUDY]\n")
+    files = [str(tmp_path / "query.dump")] * len(FIND)
+    code, out, err = await ask(answering([*FIND], **MORE), capsys, "find", "-S", *files)
+    assert (code, out) == (6, "PatientName\n")
+    check(err.splitlines(), FIND, "C-FIND")
+    assert "DOE" not in err
+
+
+async def test_send(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_studies(tmp_path, 1, 1, len(STORE), "CT", rows=8, columns=8)
+    code, out, err = await ask(answering([*STORE], **MORE), capsys, "send", str(tmp_path), "--json")
+    assert code == 6
+    check([line for line in err.splitlines() if "failed: " in line], STORE, "C-STORE")
+    *failed, summary = map(json.loads, out.splitlines())
+    assert [int(record["status"], 16) for record in failed] == [*STORE]
+    assert (summary["instances"], summary["failed"]) == (0, len(STORE))
+
+
+async def test_a_warning_of_a_store_is_told_and_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_studies(tmp_path, 1, 1, 1, "CT", rows=8, columns=8)
+    scp = answering([0xB007], OffendingElement=(0x00280010,))
+    code, out, err = await ask(scp, capsys, "send", str(tmp_path))
+    assert (code, out.partition(",")[0]) == (0, "1 instance sent")
+    assert err.endswith("data set does not match SOP class; offending: (0028,0010) Rows\n")
+
+
+async def test_a_long_comment_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    scp = answering([0x0110], ErrorComment="x" * 60000)
+    code, _, err = await ask(scp, capsys, "echo")
+    assert (code, len(err) < 400, err.count("\n")) == (6, True, 1)
+
+
+async def test_find_tells_what_findscu_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    match = bytes.fromhex("10001000 504e 0600") + b"DOE^J "
+    pending = [0xFF00, 0xFF01]
+
+    def answer(_n: int, request: dict[str, Any]) -> bytes:
+        from tests.hostile.octets import data_pdu
+
+        context_id = request["context_id"]
+        return b"".join(
+            response(request, Status=status, CommandDataSetType=1) + data_pdu(context_id, match)
+            for status in pending
+        ) + response(request, Status=0)
+
+    arguments = ("-S", "-v", "-k", "PatientName=DOE*")
+    code, out, err = await ask(ScriptedScp(answer), capsys, "find", *arguments)
+    assert (code, out) == (0, "PatientName\nDOE^J\nDOE^J\n")
+    lines = [
+        r"associating with PEER@127\.0\.0\.1:\d+ as DCMHAUL: 1 contexts, PDU 131072, window 1",
+        r"association accepted: 1 contexts, PDU to send 16384, window 1, .*",
+        r"  context 1: Study Root .* FIND, Explicit VR Little Endian",
+        r"C-FIND: study model, STUDY, 2 keys",
+        r"response 1: 0xFF00 Pending",
+        r"response 2: 0xFF01 Pending: one or more optional keys were not supported",
+        r"final response: 0x0000 Success",
+        r"association with PEER@127\.0\.0\.1:\d+ ended",
+    ]
+    assert len(err.splitlines()) == len(lines)
+    for line, expected in zip(err.splitlines(), lines, strict=True):
+        assert re.fullmatch(expected, line), line
+    code, _, err = await ask(ScriptedScp(answer), capsys, "find", *arguments, "-d")
+    assert code == 0
+    assert err.count("(0010,0010) PN [DOE^J]  ") == 2

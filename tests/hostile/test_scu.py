@@ -397,9 +397,10 @@ async def test_row_71_a_file_that_shrinks_while_it_is_sent(
         with trio.fail_after(PATIENCE_SECONDS):
             while len(scp.ends) < 2:
                 await trio.sleep(0.01)
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert code == 6
     assert scp.ends == [(0,), RELEASED]
+    assert f"{shrunk[0]}: the file became shorter, or unreadable, while it was sent" in err
     assert '"instances":1,"failed":1' in out
 
 

@@ -13,6 +13,7 @@ import trio.testing
 
 from dcmhaul.errors import (
     AssociationAborted,
+    DcmhaulError,
     PeerTimeout,
     TransportError,
     UnreadableInstance,
@@ -161,20 +162,31 @@ async def test_what_is_half_sent_at_a_time_out_is_completed_from_its_own_file(
     assert b"\xbb" not in stream
 
 
-@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("mode", ["ab", "rb"], ids=["unreadable", "shorter"])
+@pytest.mark.parametrize(
+    ("cold", "seen"),
+    [(False, TransportError), (True, AssociationAborted)],
+    ids=["within a PDU: closed", "between two: A-ABORT"],
+)
 async def test_a_file_that_cannot_be_read_is_the_instances_fault(
-    tmp_path: Path, cold: bool
+    tmp_path: Path, mode: str, cold: bool, seen: type[DcmhaulError]
 ) -> None:
     outcomes: list[StoreOutcome] = []
+    ended: list[type[DcmhaulError]] = []
 
     async def handler(association: Association) -> None:
-        assert await association.receive() is not None
-        await association.read_dataset(None)
+        try:
+            assert await association.receive() is not None
+            await association.read_dataset(None)
+        except DcmhaulError as error:
+            ended.append(type(error))
+            raise
 
-    with open(tmp_path / "file", "wb") as write_only:
+    (tmp_path / "file").write_bytes(bytes(50_000))
+    with open(tmp_path / "file", mode) as file:
         instance = Memory(0, 100_000)
         instance.dataset = FileRange(
-            fd=write_only.fileno(), offset=0, length=100_000, owner=None, cold=cold
+            fd=file.fileno(), offset=0, length=100_000, owner=None, cold=cold
         )
 
         async def take() -> Memory:
@@ -185,7 +197,10 @@ async def test_a_file_that_cannot_be_read_is_the_instances_fault(
                 with pytest.raises(UnreadableInstance):
                     async with open_association("127.0.0.1", port, request()) as association:
                         await StorageScu(association).run(take, outcomes.append)
+                while not ended:
+                    await trio.sleep(0.01)
     assert [type(outcome.error) for outcome in outcomes] == [UnreadableInstance]
+    assert ended == [seen]
 
 
 async def test_a_response_that_breaks_off_leaves_its_instance_unknown() -> None:

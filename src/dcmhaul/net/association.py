@@ -481,7 +481,9 @@ class Association:
                     try:
                         await self._transport.flush(ABORT_SECONDS)
                     except (TransportError, EOFError):
-                        pass  # the peer is gone, or the broken PDU cannot be completed: closing says it
+                        # The peer is gone; or the file of the PDU that is half out has no more bytes.
+                        # Made-up ones would be data, and so would an A-ABORT in their place: closing says it.
+                        pass
             await self.close(ABORT_SECONDS)
 
     def _count_abort(self, pdu: bytes) -> None:
@@ -540,9 +542,14 @@ class DatasetWriter:
         while True:
             length = min(step, part.length - sent)
             try:
-                await trio.to_thread.run_sync(read_ahead, part.fd, part.offset + sent, length)
+                read = await trio.to_thread.run_sync(
+                    read_ahead, part.fd, part.offset + sent, length
+                )
             except OSError as exc:
                 raise EOFError(f"the file cannot be read ({exc.strerror})") from exc
+            if read < length:
+                # Before a PDU begins that could not be completed.
+                raise EOFError("the file became shorter while it was sent")
             last = sent + length == part.length
             queue.add_file(self._context_id, part.fd, part.offset + sent, length, last, part.owner)
             await association._flush_transport()

@@ -298,7 +298,35 @@ def dcmqrscp(
         yield server
 
 
+@contextlib.contextmanager
+def wlmscpfs(folder: Path, *, aet: str = "RIS", extra: Sequence[str] = ()) -> Iterator[Server]:
+    """DCMTK's worklist server: the items of a called title are the `*.wl` in its folder in `folder`."""
+    port = free_port()
+    (folder / aet).mkdir(parents=True, exist_ok=True)
+    (folder / aet / "lockfile").touch()
+    argv = [require("wlmscpfs"), "-v", "-dfp", str(folder), *extra, str(port)]
+    with serve("wlmscpfs", argv, aet=aet, port=port, folder=folder / aet) as server:
+        yield server
+
+
 # Orthanc
+
+ORTHANC_WORKLISTS = Path("/usr/share/orthanc/plugins/libModalityWorklists.so")
+
+
+@contextlib.contextmanager
+def orthanc_worklists(folder: Path, database: Path, *, aet: str = "RIS") -> Iterator[Server]:
+    """Orthanc with its worklist plugin: the items are the `*.wl` in `database`, whoever is called."""
+    require("Orthanc")
+    if not ORTHANC_WORKLISTS.exists():
+        require(str(ORTHANC_WORKLISTS))
+    options = {
+        "Plugins": [str(ORTHANC_WORKLISTS)],
+        "Worklists": {"Enable": True, "Database": str(database)},
+        "DicomAlwaysAllowFindWorklist": True,
+    }
+    with orthanc(folder, aet=aet, options=options) as server:
+        yield server
 
 
 @contextlib.contextmanager

@@ -139,8 +139,8 @@ async def test_find_tells_what_findscu_tells(capsys: pytest.CaptureFixture[str])
     code, out, err = await ask(ScriptedScp(answer), capsys, "find", *arguments)
     assert (code, out) == (0, "PatientName\nDOE^J\nDOE^J\n")
     lines = [
-        r"associating with PEER@127\.0\.0\.1:\d+ as DCMHAUL: 1 contexts, PDU 131072, window 1",
-        r"association accepted: 1 contexts, PDU to send 16384, window 1, .*",
+        r"associating with PEER@127\.0\.0\.1:\d+ as DCMHAUL: 1 context, PDU 131072, window 1",
+        r"association accepted: 1 context, PDU to send 16384, window 1, .*",
         r"  context 1: Study Root .* FIND, Explicit VR Little Endian",
         r"C-FIND: study model, STUDY, 2 keys",
         r"response 1: 0xFF00 Pending",

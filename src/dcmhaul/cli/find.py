@@ -82,6 +82,7 @@ def command(
     import trio
 
     from dcmhaul.cli.completion import add_level, warnings
+    from dcmhaul.cli.keys import columns
     from dcmhaul.cli.models import identifiers_of, quiet_pydicom
     from dcmhaul.services.extended import FindOptions
 
@@ -94,6 +95,8 @@ def command(
     for query in queries:
         for text in warnings(run.model, query):
             session.console.warn_once(f"warning: {text}")
+        if not columns(query):
+            session.console.warn_once("warning: no key is asked for; -k PatientName is one")
     run.queries = queries * repeat
     run.cancel = cancel
     run.folder = folder if extract else None

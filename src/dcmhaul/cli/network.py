@@ -80,7 +80,7 @@ async def open_peer(
         network, peer, contexts, roles=roles, window=window, extended=extended
     )
     session.console.info(
-        f"associating with {peer} as {request.calling_ae_title}: {len(contexts)} contexts, "
+        f"associating with {peer} as {request.calling_ae_title}: {_contexts(len(contexts))}, "
         f"PDU {request.pdu_length_max}, window {window}"
     )
     async with open_association(
@@ -131,6 +131,10 @@ def check_agreement(session: Session, network: NetworkOptions, association: Asso
         )
 
 
+def _contexts(count: int) -> str:
+    return f"{count} context" if count == 1 else f"{count} contexts"
+
+
 def _reasons(agreement: Agreement) -> str:
     results = {context.result for context in agreement.rejected}
     reasons = sorted(_RESULT_TEXT.get(result, f"result {int(result)}") for result in results)
@@ -143,7 +147,7 @@ def say_agreement(session: Session, network: NetworkOptions, agreement: Agreemen
     if console.level >= Level.INFO:
         implementation = agreement.peer_implementation_version_name or "no implementation name"
         console.info(
-            f"association accepted: {len(agreement.accepted)} contexts, "
+            f"association accepted: {_contexts(len(agreement.accepted))}, "
             f"PDU to send {agreement.pdu_length_send_max}, "
             f"window {agreement.window_invoked}, peer {printable(implementation)} "
             f"({agreement.peer_implementation_class_uid or 'no implementation UID'})"

@@ -48,6 +48,7 @@ class Served:
         *,
         window: int = 1,
         get_classes: Sequence[str] = (),
+        calling_ae_title: str = "TESTER",
         extended: Mapping[str, bytes] | None = None,
     ) -> AsyncIterator[Association]:
         """contexts: abstract and transfer syntax; get_classes: those of which we are the SCP.
@@ -56,7 +57,7 @@ class Served:
         """
         request = AssociationRequest(
             called_ae_title=AE_TITLE,
-            calling_ae_title="TESTER",
+            calling_ae_title=calling_ae_title,
             contexts=tuple(
                 PresentationContextRq(
                     context_id=2 * n + 1, abstract_syntax=uid, transfer_syntaxes=(syntax,)
@@ -98,6 +99,7 @@ async def serving(folder: Path, **options: Any) -> AsyncIterator[Served]:
     """Opens an archive in `folder` and serves it until the block ends."""
     matches_max = options.pop("matches_max", None)
     policy_fields = options.pop("policy", {})
+    port = options.pop("port", 0)
     async with open_archive(folder, ae_title=AE_TITLE, **options) as archive:
         services = archive.services(matches_max=matches_max)
         policy = acceptor_policy(services, ae_title=AE_TITLE, **policy_fields)
@@ -109,7 +111,7 @@ async def serving(folder: Path, **options: Any) -> AsyncIterator[Served]:
 
             async def serve(task_status: trio.TaskStatus[list[tuple[str, int]]]) -> None:
                 await serve_associations(
-                    handler, policy, host="127.0.0.1", port=0, task_status=task_status
+                    handler, policy, host="127.0.0.1", port=port, task_status=task_status
                 )
 
             ((_, port),) = await nursery.start(serve)

@@ -201,6 +201,15 @@ class _SubOperation:
     attempts: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One association, and the slot that it has."""
+
+    association: Association
+    slot: Slot
+    used: bool = False
+
+
 class _Outgoing:
     """One C-MOVE on its way to its destination.
 
@@ -227,6 +236,7 @@ class _Outgoing:
             options=destination.options,
             observer=owner.observer(destination.node),
         )
+        self._window = destination.window
         self._retry = owner.policy.retry()
         self._queue: WorkQueue[_SubOperation] = WorkQueue(1)
         self._taken: dict[OutgoingInstance, _SubOperation] = {}
@@ -292,7 +302,9 @@ class _Outgoing:
                 self._say(_reason(self._title, exc.cause), str(exc.cause))
                 self._queue.close()
             except ASSOCIATION_ERRORS:
-                pass  # the pool has counted it, and says at the next turn whether to go on
+                # The pool has counted it, and says at the next turn whether to go on. From now on one
+                # instance at a time: what breaks an association shall not cost others their attempts.
+                self._window = 1
             except UnreadableInstance:
                 pass  # a file shrank under its message, which could only be aborted; it was reported
             finally:
@@ -313,20 +325,23 @@ class _Outgoing:
                 self._opening.discard(opening)
                 scu = StorageScu(
                     association,
+                    window=self._window,
                     priority=self._order.priority,
                     originator=self._order.originator,
                 )
-                await scu.run(partial(self._take, association, slot), self._answered)
+                await scu.run(partial(self._take, _Turn(association, slot)), self._answered)
         except AssociationRejected as exc:
             if exc.transient and self._share.open > 1:
                 self._share.bears(self._share.open - 1)
             raise
 
-    async def _take(self, association: Association, slot: Slot) -> OutgoingInstance | None:
+    async def _take(self, turn: _Turn) -> OutgoingInstance | None:
         """The next instance that this association can send; None where it is to end."""
-        if slot.wanted():
+        # One at least is sent, or owners of slots would do nothing but hand them round.
+        if turn.used and turn.slot.wanted():
             return None
-        agreement = association.agreement
+        turn.used = True
+        agreement = turn.association.agreement
         while (sub_operation := self._queue.take_nowait()) is not None:
             instance = sub_operation.instance
             syntaxes = (instance.transfer_syntax_uid,)

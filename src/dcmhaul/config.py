@@ -7,7 +7,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcmhaul.errors import ConfigurationError
 
@@ -20,6 +20,7 @@ __all__ = [
     "Configuration",
     "Node",
     "Peer",
+    "TlsSettings",
     "ae_title",
     "duration_seconds",
     "find_configuration",
@@ -94,13 +95,33 @@ def pdu_length(value: str | int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """How TLS is spoken; paths of PEM files.
+
+    key, certificate: our own, both or neither. ca: whose certificates are trusted; () is the system's.
+    check_hostname: the peer's certificate must name the host that we connect to. peer_certificate:
+    `require`, `verify` (where a requestor presents one) or `ignore`.
+    """
+
+    key: str | None = None
+    certificate: str | None = None
+    ca: tuple[str, ...] = ()
+    check_hostname: bool = True
+    peer_certificate: Literal["require", "verify", "ignore"] = "require"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Whom to talk to. `ae_title` is None where none was typed; `name` is that of a node."""
+    """Whom to talk to. `ae_title` is None where none was typed; `name` is that of a node.
+
+    tls: None is plain TCP. It does not make another peer of it.
+    """
 
     host: str
     port: int
     ae_title: str | None = None
     name: str | None = None
+    tls: TlsSettings | None = field(default=None, compare=False)
 
     @property
     def address(self) -> str:
@@ -127,10 +148,13 @@ class Node:
     associations_max: int | None = None
     pdu_length_max: int | None = None
     window: tuple[int, int] | None = None
+    tls: TlsSettings | None = None
 
     @property
     def peer(self) -> Peer:
-        return Peer(host=self.host, port=self.port, ae_title=self.ae_title, name=self.name)
+        return Peer(
+            host=self.host, port=self.port, ae_title=self.ae_title, name=self.name, tls=self.tls
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +170,7 @@ class Configuration:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     receive_ae_title: str | None = None
     receive_port: int | None = None
+    receive_tls: TlsSettings | None = None
     ledger_url: str | None = None
     extra_storage_classes: tuple[str, ...] = ()
 
@@ -278,6 +303,8 @@ def _validated(raw: dict[str, Any], path: Path | None) -> Configuration:
             for fault in error.errors(include_url=False, include_input=False)
         ]
         raise ConfigurationError(f"{where}: " + "; ".join(faults)) from error
+    folder = path.parent if path is not None else Path()
+    receive = checked.receive
     nodes = {
         name: Node(
             name=name,
@@ -287,6 +314,7 @@ def _validated(raw: dict[str, Any], path: Path | None) -> Configuration:
             associations_max=node.max_associations,
             pdu_length_max=node.max_pdu,
             window=node.window,
+            tls=None if node.tls is None else node.tls.settings(folder),
         )
         for name, node in checked.nodes.items()
     }
@@ -295,8 +323,9 @@ def _validated(raw: dict[str, Any], path: Path | None) -> Configuration:
         calling_ae_title=checked.defaults.calling_ae or DEFAULT_AE_TITLE,
         timeouts=checked.defaults.timeout.model_dump(exclude_unset=True),
         nodes=nodes,
-        receive_ae_title=checked.receive.ae,
-        receive_port=checked.receive.port,
+        receive_ae_title=receive.ae,
+        receive_port=receive.port,
+        receive_tls=None if receive.tls is None else receive.tls.settings(folder),
         ledger_url=checked.ledger.url,
         extra_storage_classes=tuple(checked.storage.classes),
     )

@@ -17,6 +17,7 @@ __all__ = [
     "PeerTimeout",
     "ProtocolError",
     "RemoteProtocolError",
+    "TlsError",
     "TransportError",
     "UnreadableInstance",
 ]
@@ -72,6 +73,10 @@ class TransportError(DcmhaulError):
 
 class ConnectionDropped(TransportError):
     """The peer closed the connection instead of answering the A-ASSOCIATE-RQ."""
+
+
+class TlsError(TransportError):
+    """TLS was refused by one of both sides, or broke; or only one of them speaks it."""
 
 
 class PeerTimeout(TransportError):

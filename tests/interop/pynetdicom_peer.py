@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import ssl
 import sys
 import threading
 from pathlib import Path
@@ -107,6 +108,18 @@ class Folder:
             yield 0xFF00, dataset
 
 
+def tls_context(protocol: int, papers: list[str] | None) -> ssl.SSLContext | None:
+    """Mutual TLS of a key, a certificate and an authority; None without them."""
+    if papers is None:
+        return None
+    key, certificate, authority = papers
+    context = ssl.SSLContext(protocol)
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def serve(arguments: argparse.Namespace) -> int:
     ports = {t: int(p) for t, p in (d.split(":") for d in arguments.destination)}
     ae = AE(ae_title=arguments.aet)
@@ -126,7 +139,12 @@ def serve(arguments: argparse.Namespace) -> int:
         (evt.EVT_C_GET, folder.get, []),
         (evt.EVT_C_MOVE, folder.move, [ports]),
     ]
-    ae.start_server(("127.0.0.1", arguments.port), block=False, evt_handlers=handlers)
+    ae.start_server(
+        ("127.0.0.1", arguments.port),
+        block=False,
+        evt_handlers=handlers,
+        ssl_context=tls_context(ssl.PROTOCOL_TLS_SERVER, arguments.tls),
+    )
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     ended.wait()
@@ -149,8 +167,13 @@ def send(arguments: argparse.Namespace) -> int:
     ae = AE(ae_title=arguments.aet)
     ae.maximum_pdu_size = arguments.pdu
     ae.requested_contexts = [build_context(*pair) for pair in contexts]
+    context = tls_context(ssl.PROTOCOL_TLS_CLIENT, arguments.tls)
     association = ae.associate(
-        arguments.host, arguments.port, ae_title=arguments.called, max_pdu=arguments.pdu
+        arguments.host,
+        arguments.port,
+        ae_title=arguments.called,
+        max_pdu=arguments.pdu,
+        tls_args=None if context is None else (context, arguments.host),
     )
     if not association.is_established:
         print("no association")
@@ -178,6 +201,7 @@ def main() -> int:
     for verb in (scp, scu):
         verb.add_argument("--aet", default="PYNETDICOM")
         verb.add_argument("--pdu", type=int, default=131072)
+        verb.add_argument("--tls", nargs=3, metavar=("KEY", "CERT", "CA"))
     scu.add_argument("paths", nargs="+", type=Path)
     arguments = parser.parse_args()
     return serve(arguments) if arguments.verb == "scp" else send(arguments)

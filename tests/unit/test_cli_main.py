@@ -106,7 +106,7 @@ def test_each_flag_of_dcmtk_is_taken_or_refused_by_name(alias: str, verb: str) -
         else:
             assert found[0] == flag or found[0] in ("--propose", "--prefer")
     assert said == {f"FLAG: an option of DCMTK's {alias} that dcmhaul does not support"}
-    assert {"+tls", "+cf", "-lc"} <= refused
+    assert {"+pw", "+cd", "-tls", "-lc"} <= refused
     assert not refused & {
         "-v",
         "-d",

@@ -12,6 +12,7 @@ from dcmhaul.config import (
     Configuration,
     Node,
     Peer,
+    TlsSettings,
     ae_title,
     duration_seconds,
     find_configuration,
@@ -231,7 +232,7 @@ timeout = {connect = "10 parsecs"}
 host = "h"
 port = 70000
 ae = "A TITLE THAT IS TOO LONG"
-tls = {ca = "ca.pem"}
+tls = {ca = "ca.pem", certificate = "me.pem", key = "me.key"}
 [nodes."a b"]
 host = "h"
 [storage]
@@ -246,11 +247,73 @@ classes = ["1.2.x"]
         "defaults.timeout.connect: ",
         "nodes.old.port: a port is a number from 1 to 65535",
         "nodes.old.ae: ",
-        "nodes.old.tls: this version knows no such key",
+        "nodes.old.tls.certificate: this version knows no such key",
         "nodes.a b.port: Field required",
         "storage.classes.0: ",
     ):
         assert fault in text
+
+
+def test_tls_of_nodes_and_of_receive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "here.toml"
+    path.write_text(
+        """
+[nodes.new]
+host = "new.example"
+port = 2762
+ae = "NEWPACS"
+tls = {ca = "ca.pem", cert = "me.pem", key = {file = "/run/secrets/me.key"}}
+[nodes.public]
+host = "public.example"
+port = 2762
+ae = "PUBLIC"
+tls = {}
+[nodes.plain]
+host = "plain.example"
+port = 104
+ae = "PLAIN"
+[receive.tls]
+ca = ["one.pem", "two/two.pem"]
+cert = "me.pem"
+key = "me.key"
+client_certificate = "verify"
+"""
+    )
+    monkeypatch.setenv("DCMHAUL_NODES__PUBLIC__TLS__CHECK_HOSTNAME", "false")
+    configuration = load_configuration(str(path))
+    assert configuration.nodes["new"].peer.tls == TlsSettings(
+        ca=(str(tmp_path / "ca.pem"),),
+        certificate=str(tmp_path / "me.pem"),
+        key="/run/secrets/me.key",
+    )
+    assert configuration.nodes["public"].tls == TlsSettings(check_hostname=False)
+    assert configuration.nodes["plain"].peer.tls is None
+    assert configuration.receive_tls == TlsSettings(
+        ca=(str(tmp_path / "one.pem"), str(tmp_path / "two" / "two.pem")),
+        certificate=str(tmp_path / "me.pem"),
+        key=str(tmp_path / "me.key"),
+        peer_certificate="verify",
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        ("cert = 'me.pem'", "receive.tls: cert and key belong together"),
+        ("key = 'me.key'", "receive.tls: cert and key belong together"),
+        ("key = {env = 'KEY'}\ncert = 'me.pem'", "this version knows no such key"),
+        ("client_certificate = 'maybe'", "receive.tls.client_certificate: "),
+        ("check_hostname = true", "receive.tls.check_hostname: this version knows no such key"),
+        ("ca = ''", "receive.tls.ca"),
+    ],
+)
+def test_tls_tables_that_do_not_fit(tmp_path: Path, table: str, fault: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(f"[receive.tls]\n{table}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load_configuration(str(path))
+    assert fault in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["nodes = ", "\xff"])

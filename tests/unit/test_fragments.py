@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcmhaul.net._sockio import WOULD_BLOCK, run_plan
+from dcmhaul.net._sockio import WOULD_BLOCK, run_plan, take_plan
 from dcmhaul.wire._fragments import SendQueue
 from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA, PduReader
 
@@ -235,3 +235,48 @@ def test_a_file_that_cannot_be_read_further_sends_nothing_more(tmp_path: Path, h
         queue.add_bytes(b"abort")  # behind a PDU that can never be completed
         with pytest.raises(EOFError):
             run_plan(near.fileno(), queue)
+
+
+def filled(file: int, length: int) -> SendQueue:
+    """Messages from memory and from a file, more than one plan holds."""
+    queue = SendQueue(64)
+    for number in range(300):
+        queue.add_command(1, bytes([number % 256]) * 100)
+        if number % 3 == 0:
+            queue.add_file(1, file, 0, length, True, None)
+        else:
+            queue.add_data(1, bytes(number), True)
+    queue.add_bytes(b"release")
+    return queue
+
+
+@pytest.mark.parametrize("limit", [1, 7, 100, 65536])
+def test_what_is_taken_in_steps_is_the_same(limit: int, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(200)))
+    with path.open("rb") as file:
+        whole = filled(file.fileno(), 200).drain()
+        queue = filled(file.fileno(), 200)
+        taken = []
+        while step := take_plan(queue, limit):
+            assert len(step) <= limit
+            taken.append(step)
+    assert b"".join(taken) == whole
+    assert queue.pending == 0
+    assert take_plan(queue, limit) == b""
+
+
+def test_taking_stops_at_a_file_that_is_spent(tmp_path: Path) -> None:
+    """What lies before it is taken first, and an A-ABORT can follow a whole PDU."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    queue = SendQueue(0)
+    with path.open("rb") as file:
+        queue.add_file(1, file.fileno(), 0, 300, True, None)
+        assert take_plan(queue, 1000) == b"\4\0" + struct.pack(">IIBB", 306, 302, 1, 2) + bytes(100)
+        with pytest.raises(EOFError, match="shorter, or unreadable"):
+            take_plan(queue, 1000)
+        assert queue.cut()
+        queue.clear()
+        queue.add_data(1, b"whole", True)
+        assert len(take_plan(queue, 1000)) == 17

@@ -6,9 +6,11 @@ Only `dcmhaul.net` may import this module. The descriptor must be non-blocking.
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
+from libc.string cimport memcpy
 
 from dcmhaul.wire._fragments cimport SEGMENTS_MAX, Segment, SendQueue
 from dcmhaul.wire._frames cimport SLAB_SIZE, PduReader
@@ -27,6 +29,7 @@ cdef extern from "sockio.h" nogil:
     const int MSG_DONTWAIT
     ssize_t sendmsg(int fd, const msghdr* message, int flags) noexcept
     ssize_t recv(int fd, void* buffer, size_t length, int flags) noexcept
+    ssize_t pread(int fd, void* buffer, size_t length, int64_t offset) noexcept
     ssize_t pwritev(int fd, const iovec* vectors, int count, int64_t offset) noexcept
     void rearm_quickack(int fd) noexcept
     ssize_t send_file_range(int out, int source, int64_t offset, size_t length) noexcept
@@ -72,9 +75,24 @@ cdef ssize_t send_memory(int fd, SendQueue queue) noexcept nogil:
     return sendmsg(fd, &message, flags)
 
 
+cdef void advance(SendQueue queue, int64_t left) noexcept nogil:
+    """Takes `left` bytes off the head of the plan, which has that many."""
+    cdef Segment* segment = &queue.segments[queue.segment_head]
+    while left > 0 and left >= segment.length:
+        left -= segment.length
+        queue.segment_head += 1
+        segment = &queue.segments[queue.segment_head % SEGMENTS_MAX]
+    if left > 0:
+        segment.length -= left
+        segment.boundary = False
+        if segment.data != NULL:
+            segment.data += left
+        else:
+            segment.offset += left
+
+
 cdef int execute(int fd, SendQueue queue, int64_t budget, int64_t* done, int64_t* calls) noexcept nogil:
     cdef int64_t started = monotonic_us()
-    cdef int64_t left
     cdef ssize_t sent
     cdef Segment* segment
     while True:
@@ -97,18 +115,7 @@ cdef int execute(int fd, SendQueue queue, int64_t budget, int64_t* done, int64_t
                 return RESULT_FILE_SPENT
             return RESULT_ERROR
         done[0] += sent
-        left = sent
-        while left > 0 and left >= segment.length:
-            left -= segment.length
-            queue.segment_head += 1
-            segment = &queue.segments[queue.segment_head % SEGMENTS_MAX]
-        if left > 0:
-            segment.length -= left
-            segment.boundary = False
-            if segment.data != NULL:
-                segment.data += left
-            else:
-                segment.offset += left
+        advance(queue, sent)
         if done[0] >= budget or monotonic_us() - started >= BUDGET_US:
             return RESULT_BUDGET
 
@@ -133,6 +140,55 @@ def run_plan(int fd, SendQueue queue not None, int64_t budget=4194304):
     if result == RESULT_FILE_SPENT:
         raise EOFError("the file became shorter, or unreadable, while it was sent")
     return result, done, calls
+
+
+cdef int64_t gather(SendQueue queue, uint8_t* target, int64_t room) noexcept nogil:
+    """Copies the head of the plan, which has `room` bytes at least; returns bytes, 0 at a spent file."""
+    cdef int64_t done = 0
+    cdef int64_t length
+    cdef Segment* segment
+    while done < room:
+        segment = &queue.segments[queue.segment_head]
+        length = min(segment.length, room - done)
+        if segment.data != NULL:
+            memcpy(target + done, segment.data, <size_t>length)
+        else:
+            length = pread(segment.fd, target + done, <size_t>length, segment.offset)
+            if length < 0 and errno == EINTR:
+                continue            # EINTR
+            if length <= 0:
+                return done
+        advance(queue, length)
+        done += length
+    return done
+
+
+def take_plan(SendQueue queue not None, int64_t limit):
+    """Takes up to `limit` (> 0) of the bytes that are queued, files read; b"" once there are no more.
+
+    For a transport that has to change them before they are sent. EOFError where a file has become
+    shorter than its range, or cannot be read; what lies before it was taken by an earlier call.
+    """
+    cdef int64_t size = 0
+    cdef int64_t done
+    cdef int i
+    cdef uint8_t* target
+    if queue.segment_head == queue.segment_count and queue.fill() == 0:
+        queue.release()
+        return b""
+    i = queue.segment_head
+    while i < queue.segment_count and size < limit:
+        size += queue.segments[i].length
+        i += 1
+    size = min(size, limit)
+    data = PyBytes_FromStringAndSize(NULL, size)
+    target = <uint8_t*>PyBytes_AS_STRING(data)
+    with nogil:
+        done = gather(queue, target, size)
+    if done == 0:
+        raise EOFError("the file became shorter, or unreadable, while it was sent")
+    queue.release()
+    return data if done == size else data[:done]
 
 
 def receive(int fd, PduReader reader not None):

@@ -321,7 +321,7 @@ cdef class PduReader:
             if length != 4:
                 return FAULT_FIXED_LENGTH
         else:
-            self.fault_value = pdu_type
+            self.fault_value = self.body_type = pdu_type
             return FAULT_UNKNOWN_PDU
         self.pdus_received += 1
         self.body_type = pdu_type

@@ -71,8 +71,8 @@ def command(
     quiet_pydicom()
     network = session.network(network)
     options = CheckOptions(
-        source=side_of(session, source),
-        destination=side_of(session, destination),
+        source=side_of(session, network, source),
+        destination=side_of(session, network, destination),
         filter=study_filter(keys),
         level=cast("CheckLevel", level.upper()),
         digest=digest,

@@ -55,7 +55,7 @@ _PRECEDENCE = (
 )
 
 # The deadlines that pass before an association exists: the peer was not reached.
-_REACHING = frozenset({"connect", "association"})
+_REACHING = frozenset({"connect", "TLS handshake", "association"})
 
 
 def worst(codes: Iterable[int]) -> Exit:

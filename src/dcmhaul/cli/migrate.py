@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from dcmhaul.cli.output import (
     process_seconds,
     show_progress,
 )
+from dcmhaul.cli.tls import peer_tls
 from dcmhaul.config import DEFAULT_AE_TITLE, Peer, parse_peer
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def command(
     level, percent = parse_verification(verify)
     quiet_pydicom()
     network = session.network(network)
-    sides = [side_of(session, text) for text in (source, destination)]
+    sides = [side_of(session, network, text) for text in (source, destination)]
     for side in sides:
         node = session.configuration.nodes.get(side.name or "") if isinstance(side, Peer) else None
         if node is not None and node.associations_max is not None:
@@ -140,11 +141,15 @@ def command(
     trio.run(partial(_run, session, options, metrics))
 
 
-def side_of(session: Session, text: str) -> Peer | Path:
-    """SRC or DST. An address holds no slash, a folder always one; so neither is taken for the other."""
+def side_of(session: Session, network: NetworkOptions, text: str) -> Peer | Path:
+    """SRC or DST. An address holds no slash, a folder always one; so neither is taken for the other.
+
+    TLS flags are for both peers; what is one peer's alone stands in its node.
+    """
     if "/" in text and not re.search(r"@[^/@]+:[0-9]+$", text):
         return Path(text)
-    return parse_peer(text, session.configuration)
+    peer = parse_peer(text, session.configuration)
+    return replace(peer, tls=peer_tls(network.tls, peer.tls))
 
 
 def study_filter(keys: tuple[str, ...]) -> Any:

@@ -10,7 +10,7 @@ from dcmhaul import uids
 from dcmhaul.cli.console import Level, printable
 from dcmhaul.config import ANY_SCP, DEFAULT_AE_TITLE, port_number
 from dcmhaul.errors import ConfigurationError, NoAcceptedContext
-from dcmhaul.net import SocketOptions, Timeouts, open_association
+from dcmhaul.net import SocketOptions, Timeouts, open_association, secured
 from dcmhaul.protocol.negotiation import AssociationRequest, ContextResult
 from dcmhaul.protocol.statuses import StatusCategory, category, describe
 
@@ -38,6 +38,7 @@ __all__ = [
     "counting",
     "open_peer",
     "say_agreement",
+    "say_tls",
     "socket_options",
     "split_address",
     "timeouts",
@@ -59,8 +60,10 @@ def timeouts(network: NetworkOptions) -> Timeouts:
     return Timeouts(**network.timeouts)  # type: ignore[arg-type]  # artim is not among the names
 
 
-def socket_options(network: NetworkOptions) -> SocketOptions:
-    return SocketOptions(congestion=network.congestion)
+def socket_options(network: NetworkOptions, peer: Peer | None = None) -> SocketOptions:
+    """The options of sockets; `peer`: of those to it, with its TLS."""
+    options = SocketOptions(congestion=network.congestion)
+    return options if peer is None else secured(options, peer.tls)
 
 
 @asynccontextmanager
@@ -88,7 +91,7 @@ async def open_peer(
         peer.port,
         request,
         timeouts=timeouts(network),
-        options=socket_options(network),
+        options=socket_options(network, peer),
         observer=observer,
     ) as association:
         check_agreement(session, network, association)
@@ -123,6 +126,7 @@ def association_request(
 def check_agreement(session: Session, network: NetworkOptions, association: Association) -> None:
     """Says what was negotiated; NoAcceptedContext where that is nothing."""
     agreement = association.agreement
+    say_tls(session, association)
     say_agreement(session, network, agreement)
     if not agreement.accepted:
         raise NoAcceptedContext(
@@ -139,6 +143,14 @@ def _reasons(agreement: Agreement) -> str:
     results = {context.result for context in agreement.rejected}
     reasons = sorted(_RESULT_TEXT.get(result, f"result {int(result)}") for result in results)
     return f": {', '.join(reasons)}" if reasons else ""
+
+
+def say_tls(session: Session, association: Association) -> None:
+    """Under `-v`, what TLS agreed on."""
+    if association.tls is not None and session.console.level >= Level.INFO:
+        version, cipher, subject = association.tls
+        shown = printable(subject) or "no certificate that was checked"
+        session.console.info(f"{association.peer}: {version}, {cipher}, peer {shown}")
 
 
 def say_agreement(session: Session, network: NetworkOptions, agreement: Agreement) -> None:

@@ -10,6 +10,7 @@ import click
 from dcmhaul.cli.arguments import PREFER, PROPOSE, normalise
 from dcmhaul.cli.console import Level
 from dcmhaul.cli.session import NetworkOptions, Session
+from dcmhaul.cli.tls import pack_tls, tls_options
 from dcmhaul.config import ae_title, duration_seconds, pdu_length
 from dcmhaul.errors import ConfigurationError
 
@@ -122,7 +123,9 @@ def _deadline(short: str, long: str, name: str, text: str) -> Decorator:
     )
 
 
-_CONNECT = _deadline("-to", "--timeout", "connect", "Wait for the TCP connection [default: 10")
+_CONNECT = _deadline(
+    "-to", "--timeout", "connect", "Wait for the TCP connection, and for TLS [default: 10"
+)
 _ASSOCIATE = _deadline("-ta", "--acse-timeout", "association", "Wait for A-ASSOCIATE [default: 30")
 _PROGRESS = _deadline(
     "-ts", "--socket-timeout", "progress", "Bytes must move in a message [default: 30"
@@ -168,10 +171,10 @@ def network_options(
     send: bool = False,
     awaited: str = "Wait for a response [default: 60",
 ) -> Decorator:
-    """Titles, time-outs, PDU lengths, congestion control; packed into the argument `network`.
+    """Titles, time-outs, PDU lengths, congestion control, TLS; packed into the argument `network`.
 
-    called: there is one peer, whose title `-aec` gives. connects: `-to` means something. awaited:
-    what `-td` limits.
+    called: there is one peer, whose title `-aec` gives. connects: `-to` means something, and the TLS flags
+    are a client's. awaited: what `-td` limits.
     """
     message = _deadline("-td", "--dimse-timeout", "dimse", awaited)
     chosen = [_CALLING, *([_CALLED] if called else ()), *([_CONNECT] if connects else ())]
@@ -182,6 +185,7 @@ def network_options(
         _LENGTH,
         *([_LENGTH_SEND] if send else ()),
         _CONGESTION,
+        *tls_options(client=connects),
         _CONTEXTS,
     ]
     return _together(chosen)
@@ -339,6 +343,7 @@ def _pack_network(arguments: dict[str, Any]) -> None:
         pdu_length_max=arguments.pop("pdu_length_max"),
         pdu_length_send_max=arguments.pop("pdu_length_send_max", None),
         congestion=arguments.pop("congestion"),
+        tls=pack_tls(arguments),
         show_contexts=arguments.pop("show_contexts"),
     )
 

@@ -102,6 +102,7 @@ def command(
         any_called_title=True,
         durability=mode,
         accept_any=accept_any,
+        tls=configuration.receive_tls,
     )
     serve = partial(
         _serve,

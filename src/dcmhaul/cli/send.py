@@ -80,7 +80,7 @@ Examples:
     "--repeat", type=click.IntRange(1), default=1, help="Send everything N times.", metavar="N"
 )
 @click.option("--abort", is_flag=True, help="End with A-ABORT instead of A-RELEASE.")
-@click.option("-usr", "--user", metavar="NAME", help="User identity: name (in clear text).")
+@click.option("-usr", "--user", metavar="NAME", help="User identity: name.")
 @click.option("-pwd", "--password", metavar="TEXT", help="User identity: passcode, with -usr.")
 @click.argument("words", nargs=-1, metavar="PEER PATH...")
 def command(
@@ -123,7 +123,7 @@ def command(
         files_only=files_only,
         repeat=repeat,
         abort=abort,
-        identity=_identity(session, user, password),
+        identity=_identity(session, user, password, encrypted=peer.tls is not None),
         metrics=metrics,
     )
     with ExitStack() as stack:
@@ -170,14 +170,17 @@ def _check_paths(session: Session, paths: list[str], *, folders: bool) -> None:
             raise ConfigurationError(f"{found[0]} is a folder; +sd takes folders, +r subfolders")
 
 
-def _identity(session: Session, user: str | None, password: str | None) -> UserIdentityRq | None:
+def _identity(
+    session: Session, user: str | None, password: str | None, *, encrypted: bool
+) -> UserIdentityRq | None:
     from dcmhaul.wire.items import UserIdentityRq
 
     if user is None:
         if password is not None:
             raise ConfigurationError("-pwd needs -usr")
         return None
-    session.console.warn("the user identity travels in clear text: this association has no TLS")
+    if not encrypted:
+        session.console.warn("the user identity travels in clear text: this association has no TLS")
     return UserIdentityRq(
         # 1: user name; 2: user name and passcode (PS3.7 §D.3.3.7.1).
         identity_type=1 if password is None else 2,
@@ -265,7 +268,7 @@ class _Send:
                 failures_max=settings.associations + FAILURES_MAX - 1,
             ),
             timeouts=timeouts(settings.network),
-            options=socket_options(settings.network),
+            options=socket_options(settings.network, settings.peer),
             observer=observer,
         )
         sender = FileSender(

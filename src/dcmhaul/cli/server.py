@@ -17,10 +17,12 @@ from dcmhaul.cli.network import (
     CountingObserver,
     counting,
     say_agreement,
+    say_tls,
     socket_options,
     timeouts,
 )
 from dcmhaul.cli.output import Progress, TransferCount, show_progress
+from dcmhaul.cli.tls import server_tls
 from dcmhaul.config import DEFAULT_AE_TITLE, ae_title, port_number
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.net import AcceptorLimits, NullObserver, Timeouts, serve_associations
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dcmhaul.cli.session import NetworkOptions, Session
-    from dcmhaul.config import Node
+    from dcmhaul.config import Node, TlsSettings
     from dcmhaul.net import Association
     from dcmhaul.observe.collector import CounterSource
     from dcmhaul.services.provider import Service
@@ -107,9 +109,12 @@ class Server:
         any_called_title: bool,
         durability: str,
         accept_any: bool = False,
+        tls: TlsSettings | None = None,
     ) -> None:
+        """tls: what the configuration says of it, for the flags to change."""
         self.session = session
         self.network = network
+        self._options = replace(socket_options(network), tls=server_tls(network.tls, tls))
         self.ae_title = network.calling_ae_title or DEFAULT_AE_TITLE
         self._port = port
         self._bind = bind.strip("[]")
@@ -165,7 +170,7 @@ class Server:
                         port=self._port,
                         limits=limits,
                         timeouts=server_timeouts(self.network),
-                        options=socket_options(self.network),
+                        options=self._options,
                         observer=CountingObserver(
                             self.session, self.count, observer or NullObserver()
                         ),
@@ -198,6 +203,7 @@ class Server:
                 f"association from {agreement.calling_ae_title} at {association.peer} "
                 f"to {agreement.called_ae_title}"
             )
+        say_tls(self.session, association)
         say_agreement(self.session, self.network, agreement)
         await serve_services(association, services)
         console.info(f"association from {association.peer} ended")

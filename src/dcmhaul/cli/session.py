@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dcmhaul.cli.console import Console, Level, printable
 from dcmhaul.cli.exits import Exit, for_error, worst
 from dcmhaul.cli.output import Answer, StdoutFailed
+from dcmhaul.cli.tls import TlsFlags, peer_tls
 from dcmhaul.config import Configuration, load_configuration, split_peer
 from dcmhaul.errors import ConfigurationError, DcmhaulError
 
@@ -33,6 +34,7 @@ class NetworkOptions:
     pdu_length_max: int | None = None
     pdu_length_send_max: int | None = None
     congestion: str | None = None
+    tls: TlsFlags = field(default_factory=TlsFlags)
     show_contexts: bool = False
 
     @property
@@ -86,9 +88,10 @@ class Session:
         return load_configuration(self._config_path)
 
     def split_peer(self, words: Sequence[str], network: NetworkOptions) -> tuple[Peer, list[str]]:
-        """The peer at the head of the positionals, under the title of `-aec`, and the rest."""
+        """The peer at the head of the positionals, as the options address it, and the rest."""
         peer, rest = split_peer(words, self.configuration)
-        return peer.called(network.called_ae_title), rest
+        peer = peer.called(network.called_ae_title)
+        return replace(peer, tls=peer_tls(network.tls, peer.tls)), rest
 
     def only_peer(self, words: Sequence[str], network: NetworkOptions) -> Peer:
         """The peer where nothing may follow it."""

@@ -42,6 +42,7 @@ from dcmhaul.migrate.readback import (
 )
 from dcmhaul.migrate.spool import SpooledStudy, StudySpool
 from dcmhaul.migrate.tables import CheckResult, Exclusion
+from dcmhaul.net import secured
 from dcmhaul.net.types import NullObserver, SocketOptions, Timeouts
 from dcmhaul.protocol.negotiation import AssociationRequest
 from dcmhaul.services.identifiers import QUERY_SYNTAXES
@@ -196,7 +197,7 @@ class _PeerEnd:
                 peer.port,
                 policy=PoolPolicy(size=size, failures_max=FAILURES_MAX),
                 timeouts=options.timeouts,
-                options=options.socket_options,
+                options=secured(options.socket_options, peer.tls),
                 observer=observer,
             )
 

@@ -55,6 +55,7 @@ from dcmhaul.migrate.tracker import Tracker
 from dcmhaul.migrate.transfer import CopyWorker, FileItem, RelayWorker, SendWorker
 from dcmhaul.migrate.verification import Verifier
 from dcmhaul.migrate.verify import FolderHoldings, Holdings, PeerHoldings, compare
+from dcmhaul.net import secured
 from dcmhaul.net.types import NullObserver, Observer
 from dcmhaul.objects.sinks import FolderSinks
 from dcmhaul.protocol.negotiation import AssociationRequest
@@ -221,7 +222,7 @@ class _Migration:
             endpoint.port,
             policy=PoolPolicy(size=size, failures_max=FAILURES_MAX),
             timeouts=self.options.timeouts,
-            options=self.options.socket_options,
+            options=secured(self.options.socket_options, endpoint.tls),
             observer=self._observer,
         )
 

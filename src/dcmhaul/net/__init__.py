@@ -1,6 +1,7 @@
 """Trio moves the bytes: sockets, associations, the listener."""
 
 from dcmhaul.net.association import Association, DatasetWriter, Incoming
+from dcmhaul.net.credentials import secured
 from dcmhaul.net.listener import serve_associations
 from dcmhaul.net.requestor import open_association
 from dcmhaul.net.types import (
@@ -13,6 +14,7 @@ from dcmhaul.net.types import (
     Observer,
     SocketOptions,
     Timeouts,
+    TlsSession,
 )
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "Observer",
     "SocketOptions",
     "Timeouts",
+    "TlsSession",
     "open_association",
+    "secured",
     "serve_associations",
 ]

@@ -82,6 +82,7 @@ class Association:
         self.peer: Final = peer
         self.timeouts: Final = timeouts
         self.observer: Final = observer
+        self.tls: Final = transport.tls
         self.message_ids: Final = MessageIds()
         self.dataset_length_max = DATASET_LENGTH_MAX
         self._transport = transport

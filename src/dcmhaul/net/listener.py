@@ -14,9 +14,12 @@ from dcmhaul.errors import (
     AssociationAborted,
     ConfigurationError,
     RemoteProtocolError,
+    TlsError,
     TransportError,
 )
 from dcmhaul.net.association import Association
+from dcmhaul.net.tls import HANDSHAKE_RECORD
+from dcmhaul.net.tls import transport as transport_over
 from dcmhaul.net.transport import Transport, configure_socket
 from dcmhaul.net.types import AcceptorLimits, NullObserver, Observer, SocketOptions, Timeouts
 from dcmhaul.protocol.events import AssociationRequested, Role
@@ -27,6 +30,7 @@ from dcmhaul.wire._frames import NEED_DATA, PduReader
 from dcmhaul.wire.pdu import PDU_HEADER_SIZE, AAbort, AAssociateRj, AAssociateRq, PduType
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Iterable
 
 __all__ = ["serve_associations"]
@@ -55,12 +59,15 @@ async def serve_associations(
     on_error: Callable[[str, Exception], None] | None = None,
     task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Listens for ever; each association runs `handler` in a task of its own.
+    """Listens for ever; each association runs `handler` in a task of its own. With TLS its handshake comes
+    first, within the ARTIM time-out; a peer that fails it, or offers TLS where there is none, is one
+    line of the log.
 
     `task_status` is started with the addresses that are listened on. ConfigurationError where an
     address cannot be had. `on_error` hears of what a handler should never raise, with the peer: the
     association is aborted, the others go on. Without it the log has one line, its traceback at debug.
     """
+    options = options or SocketOptions()
     server = _Server(
         handler,
         policy,
@@ -68,8 +75,9 @@ async def serve_associations(
         timeouts or Timeouts(),
         observer or NullObserver(),
         on_error or _log_error,
+        options.tls,
     )
-    sockets = await _listen(host, port, options or SocketOptions())
+    sockets = await _listen(host, port, options)
     try:
         async with trio.open_nursery() as nursery:
             for sock in sockets:
@@ -113,16 +121,19 @@ class _Connection:
     __slots__ = ("host", "peer", "scope", "sock", "transport", "upper")
 
     def __init__(
-        self, sock: trio.socket.SocketType, address: tuple[str, int], policy: AcceptorPolicy
+        self,
+        sock: trio.socket.SocketType,
+        address: tuple[str, int],
+        policy: AcceptorPolicy,
+        tls: ssl.SSLContext | None,
     ) -> None:
         self.sock = sock
         self.host = address[0]
         self.peer = f"{address[0]}:{address[1]}"
         self.scope = trio.CancelScope()
         self.upper = UpperLayer(Role.ACCEPTOR)
-        self.transport = Transport(
-            sock, PduReader(policy.pdu_length_max, strict=policy.strict), SendQueue(0)
-        )
+        reader = PduReader(policy.pdu_length_max, strict=policy.strict)
+        self.transport = transport_over(sock, reader, SendQueue(0), tls)
 
 
 class _Server:
@@ -138,8 +149,10 @@ class _Server:
         timeouts: Timeouts,
         observer: Observer,
         on_error: Callable[[str, Exception], None],
+        tls: ssl.SSLContext | None,
     ) -> None:
         self.on_error = on_error
+        self.tls = tls
         self.handler = handler
         self.policy = policy
         self.limits = limits
@@ -163,7 +176,7 @@ class _Server:
                 continue  # the connection was gone before it was accepted
             if len(self.others) >= REJECTABLE:
                 self._make_room()
-            connection = _Connection(sock, address, self.policy)
+            connection = _Connection(sock, address, self.policy, self.tls)
             self.others[connection] = None
             nursery.start_soon(self._serve, connection)
 
@@ -205,7 +218,15 @@ class _Server:
                 upper.artim_expired()
                 return
         except RemoteProtocolError as exc:
+            if connection.transport.reader.pdu_type == HANDSHAKE_RECORD:
+                _log.warning(
+                    "%s: the peer begins with TLS, which this port does not take", connection.peer
+                )
             upper.received_fault(exc)
+        except TlsError as exc:
+            _log.warning("%s: %s", connection.peer, exc)
+            await self._hang_up(connection.transport)
+            return
         except TransportError:
             return
         except Exception as exc:
@@ -250,6 +271,7 @@ class _Server:
     async def _establish(self, connection: _Connection) -> Association | None:
         """The association, its A-ASSOCIATE-AC queued; None where another answer is in the output."""
         transport, upper = connection.transport, connection.upper
+        await transport.handshake()
         while transport.reader.next() == NEED_DATA:
             if not await transport.receive(None, "artim", in_message=False):
                 upper.transport_closed()
@@ -285,6 +307,11 @@ class _Server:
             if not upper.close_transport:
                 transport.shutdown_send()
                 await transport.drain(self.timeouts.artim)
+
+    async def _hang_up(self, transport: Transport) -> None:
+        """Closes so that the peer can read the alert that says why."""
+        transport.shutdown_send()
+        await transport.drain(self.timeouts.artim)
 
     def _count(self, output: Iterable[bytes]) -> None:
         """Tells the observer of a refusal, whoever decided it: the table, the policy or a decoder."""

@@ -13,9 +13,12 @@ from dcmhaul.errors import (
     ConnectionDropped,
     PeerTimeout,
     RemoteProtocolError,
+    TlsError,
     TransportError,
 )
 from dcmhaul.net.association import ABORT_SECONDS, Association
+from dcmhaul.net.tls import ALERT_RECORD
+from dcmhaul.net.tls import transport as transport_over
 from dcmhaul.net.transport import Transport, connect, host_port
 from dcmhaul.net.types import NullObserver, Observer, SocketOptions, Timeouts
 from dcmhaul.protocol.events import (
@@ -57,13 +60,16 @@ async def open_association(
     """
     timeouts = timeouts or Timeouts()
     observer = observer or NullObserver()
-    sock = await connect(host, port, timeouts.connect, options or SocketOptions())
+    options = options or SocketOptions()
+    sock = await connect(host, port, timeouts.connect, options)
     peer = host_port(host, port)
     upper = UpperLayer(Role.REQUESTOR)
-    transport = Transport(sock, PduReader(request.pdu_length_max), SendQueue(0))
+    reader = PduReader(request.pdu_length_max)
+    transport = transport_over(sock, reader, SendQueue(0), options.tls, host)
     association: Association | None = None
     try:
         rq = request.to_pdu()
+        await _secure(transport, peer, timeouts.connect)
         upper.connect()
         upper.transport_connected(rq)
         ac = await _negotiate(transport, upper, peer, timeouts, observer)
@@ -87,6 +93,21 @@ async def open_association(
         transport.close()
 
 
+async def _secure(transport: Transport, peer: str, seconds: float | None) -> None:
+    """The TLS handshake, where there is one."""
+    try:
+        with trio.fail_after(seconds if seconds is not None else float("inf")):
+            await transport.handshake()
+    except trio.TooSlowError as exc:
+        raise PeerTimeout(
+            "TLS handshake",
+            seconds or 0.0,
+            f"{peer} took the connection but not the TLS handshake; does it speak TLS on this port?",
+        ) from exc
+    except TlsError as exc:
+        raise TlsError(f"{peer}: {exc}") from exc
+
+
 async def _negotiate(
     transport: Transport, upper: UpperLayer, peer: str, timeouts: Timeouts, observer: Observer
 ) -> AAssociateAc:
@@ -99,7 +120,7 @@ async def _negotiate(
             while transport.reader.next() == NEED_DATA:
                 if not await transport.receive(None, "association", in_message=False):
                     upper.transport_closed()
-                    raise _dropped(peer)
+                    raise _dropped(peer, transport)
     except trio.TooSlowError as exc:
         raise PeerTimeout(
             "association",
@@ -108,11 +129,15 @@ async def _negotiate(
         ) from exc
     except RemoteProtocolError as exc:
         upper.received_fault(exc)
+        if transport.tls is None and transport.reader.pdu_type == ALERT_RECORD:
+            raise TlsError(f"{peer} answers with a TLS alert: it takes TLS alone") from exc
         raise TransportError(f"{peer} does not speak DICOM: {exc}") from exc
     except ConnectionDropped:
         raise
+    except TlsError as exc:
+        raise TlsError(f"{peer}: {exc}") from exc
     except TransportError as exc:
-        raise _dropped(peer) from exc
+        raise _dropped(peer, transport) from exc
     event = upper.received_pdu(transport.reader.pdu_type, transport.reader.pdu_body)
     if isinstance(event, AssociationAccepted):
         return event.ac
@@ -135,10 +160,11 @@ async def _negotiate(
     )
 
 
-def _dropped(peer: str) -> ConnectionDropped:
+def _dropped(peer: str, transport: Transport) -> ConnectionDropped:
+    kind = "a DICOM port without TLS" if transport.tls is None else "a DICOM port"
     return ConnectionDropped(
         f"{peer}: the peer closed the connection instead of answering the association request; is it "
-        "a DICOM port, and does it know us?"
+        f"{kind}, and does it know us?"
     )
 
 

@@ -19,6 +19,7 @@ from dcmhaul.net._sockio import BUDGET_SPENT, DONE, receive, run_plan
 from dcmhaul.net.types import AssociationStats, SocketOptions
 
 if TYPE_CHECKING:
+    from dcmhaul.net.types import TlsSession
     from dcmhaul.wire._fragments import SendQueue
     from dcmhaul.wire._frames import PduReader
 
@@ -105,7 +106,10 @@ async def connect(
 
 
 class Transport:
-    """Moves bytes between one socket, a PduReader and a SendQueue. One task receives, one sends."""
+    """Moves bytes between one socket, a PduReader and a SendQueue. One task receives, one sends.
+
+    `TlsTransport` puts another `_fill` and `_pump` between the socket and the two.
+    """
 
     __slots__ = (
         "_closed",
@@ -141,22 +145,34 @@ class Transport:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def tls(self) -> TlsSession | None:
+        """What TLS agreed on; None without TLS."""
+        return None
+
+    async def handshake(self) -> None:
+        """Before the first PDU; without TLS there is nothing to agree on."""
+
     # -- receiving ----------------------------------------------------------------------------
 
     def receive_nowait(self) -> int:
-        """What one receive gave: bytes, 0 at the end of the stream, -1 for nothing yet.
+        """What one receive gave: bytes, 0 at the end of the stream, below 0 for nothing yet.
 
         TransportError where the connection is lost.
         """
         self.stats.receive_calls += 1
-        try:
-            got = receive(self.fd, self.reader)
-        except OSError as exc:
-            raise self._lost(exc) from exc
+        got = self._fill()
         if got > 0:
             self._parked_bytes += got
             self._since_checkpoint += got
         return got
+
+    def _fill(self) -> int:
+        """The receive itself, as `receive_nowait` has it."""
+        try:
+            return receive(self.fd, self.reader)
+        except OSError as exc:
+            raise self._lost(exc) from exc
 
     async def receive(self, seconds: float | None, phase: str, *, in_message: bool) -> bool:
         """Waits until bytes arrive; False at the end of the stream.
@@ -167,6 +183,7 @@ class Transport:
         if self._receiving:
             raise RuntimeError("two tasks receive on one association")
         self._receiving = True
+        waited = 0.0
         try:
             while True:
                 got = self.receive_nowait()
@@ -176,31 +193,36 @@ class Transport:
                         await trio.lowlevel.checkpoint()
                     return got > 0
                 self._since_checkpoint = 0
-                await self._park(seconds, phase, in_message=in_message)
+                waited = await self._park(waited, seconds, phase, in_message=in_message)
         finally:
             self._receiving = False
 
-    async def _park(self, seconds: float | None, phase: str, *, in_message: bool) -> None:
+    async def _park(
+        self, waited: float, seconds: float | None, phase: str, *, in_message: bool
+    ) -> float:
+        """Waits until there is something to read; returns for how long, `waited` included."""
         self.reader.park()
         self.stats.wakeups += 1
         if seconds is None:
             await self._wait_readable()
-            return
+            return 0.0
         started = trio.current_time()
-        with trio.move_on_after(seconds) as scope:
+        with trio.move_on_after(max(0.0, seconds - waited)) as scope:
             await self._wait_readable()
         if scope.cancelled_caught:
             raise PeerTimeout(phase, seconds)
+        parked = trio.current_time() - started
         if not in_message:
             self._parked_seconds = 0.0
             self._parked_bytes = 0
-            return
-        self._parked_seconds += trio.current_time() - started
+            return waited + parked
+        self._parked_seconds += parked
         if self._parked_seconds >= seconds:
             if self._parked_bytes < PROGRESS_BYTES_PER_SECOND * seconds:
                 raise PeerTimeout(phase, seconds, f"only {self._parked_bytes} bytes came")
             self._parked_seconds = 0.0
             self._parked_bytes = 0
+        return waited + parked
 
     async def _wait_readable(self) -> None:
         try:
@@ -219,10 +241,7 @@ class Transport:
         stats = self.stats
         stalled = 0.0
         while True:
-            try:
-                status, done, calls = run_plan(self.fd, self.queue)
-            except OSError as exc:
-                raise self._lost(exc) from exc
+            status, done, calls = self._pump()
             stats.send_calls += calls
             if status == DONE:
                 return
@@ -236,6 +255,13 @@ class Transport:
             stats.wakeups += 1
             stalled = await self._wait_writable(stalled, seconds)
 
+    def _pump(self) -> tuple[int, int, int]:
+        """Sends what the kernel takes: DONE, WOULD_BLOCK or BUDGET_SPENT, bytes, system calls."""
+        try:
+            return run_plan(self.fd, self.queue)
+        except OSError as exc:
+            raise self._lost(exc) from exc
+
     async def _wait_writable(self, stalled: float, seconds: float | None) -> float:
         """Waits a moment for room; returns for how long there has been none."""
         wait = BLOCKED_LOOK_SECONDS
@@ -246,16 +272,19 @@ class Transport:
         elif self._receiving:
             wait = float("inf")
         with trio.move_on_after(wait) as scope:
-            try:
-                await trio.lowlevel.wait_writable(self._sock)
-            except trio.ClosedResourceError as exc:
-                raise TransportError("the association was closed on our side") from exc
+            await self._wait_room()
         if not scope.cancelled_caught:
             return stalled
         if not self._receiving:
             # Nobody reads, and the peer may wait for just that: make room for what it has to say.
             self.receive_nowait()
         return stalled + wait
+
+    async def _wait_room(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._sock)
+        except trio.ClosedResourceError as exc:
+            raise TransportError("the association was closed on our side") from exc
 
     # -- the end ----------------------------------------------------------------------------------
 

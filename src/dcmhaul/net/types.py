@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from dcmhaul.protocol.events import Role
@@ -21,6 +22,7 @@ __all__ = [
     "Observer",
     "SocketOptions",
     "Timeouts",
+    "TlsSession",
 ]
 
 
@@ -28,8 +30,9 @@ __all__ = [
 class Timeouts:
     """Deadlines in seconds; None switches one off. Each error names the one that fired.
 
-    connect: TCP. association: A-ASSOCIATE answer. artim: PS3.8 §9.1.5, absolute. dimse: a response.
-    progress: bytes must move inside a message. release: A-RELEASE-RP. idle: between messages (acceptor).
+    connect: TCP, and the same again for the TLS handshake. association: A-ASSOCIATE answer. artim: PS3.8
+    §9.1.5, absolute, with the handshake. dimse: a response. progress: bytes must move inside a message.
+    release: A-RELEASE-RP. idle: between messages (acceptor).
     """
 
     connect: float | None = 10.0
@@ -45,10 +48,20 @@ class Timeouts:
 class SocketOptions:
     """What is set on each socket beside TCP_NODELAY and TCP_QUICKACK, which are always on.
 
-    congestion: the name of a congestion control of the kernel, or None for its default.
+    congestion: the name of a congestion control of the kernel, or None for its default. tls: what
+    `credentials` made for this side, or None for plain TCP.
     """
 
     congestion: str | None = None
+    tls: ssl.SSLContext | None = None
+
+
+class TlsSession(NamedTuple):
+    """What TLS agreed on. peer: the subject of the peer's certificate, "" where none was checked."""
+
+    version: str
+    cipher: str
+    peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

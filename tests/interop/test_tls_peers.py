@@ -1,0 +1,147 @@
+"""TLS with DCMTK (whose getscu, movescu and dcmqrscp have none) and with pynetdicom, in both directions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pydicom
+import pydicom.data
+import pytest
+
+from tests.certificates import Papers, make_papers
+from tests.interop import peers
+from tests.net.test_cli import _elsewhere, process, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.net.test_cli import Process
+
+__all__ = ["_elsewhere"]  # a fixture of every test here, too
+
+FILES = Path(pydicom.data.__file__).parent / "test_files"
+CT = FILES / "CT_small.dcm"
+MR = FILES / "MR_small.dcm"
+# DCMTK and pynetdicom may each write a dataset in their own way.
+KEEP = ("--duplicates", "keep-both")
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    return make_papers(tmp_path_factory.mktemp("papers"))
+
+
+@pytest.fixture(scope="module")
+def archive(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """Ours, requiring certificates."""
+    folder = tmp_path_factory.mktemp("archive")
+    words = ("--dir", folder, "--port", "0", "--aet", "ARCH", "--bind", "127.0.0.1")
+    with process(
+        "archive", *words, *trusted(papers, "server"), "--durable", "none", *KEEP
+    ) as running:
+        yield running
+
+
+def trusted(papers: Papers, name: str = "client", ca: str = "ca") -> tuple[str, ...]:
+    """The flags of either side; DCMTK's are the same."""
+    return ("+tls", *papers.pair(name), "+cf", papers.path(f"{ca}.pem"))
+
+
+def where(server: Process) -> tuple[str, ...]:
+    return ("-aec", server.title, "127.0.0.1", str(server.port))
+
+
+# -- their clients, our archive -------------------------------------------------------------------
+
+
+def test_dcmtk_to_our_archive(archive: Process, papers: Papers) -> None:
+    flags = trusted(papers)
+    assert peers.run_tool("echoscu", *flags, *where(archive)).returncode == 0
+    sent = peers.run_tool("storescu", *flags, *where(archive), CT, MR)
+    assert sent.returncode == 0, sent.stdout
+    found = peers.run_tool(
+        *("findscu", *flags, "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "PatientID=1CT1"),
+        *where(archive),
+    )
+    assert found.returncode == 0, found.stdout
+    assert found.stdout.count("(0010,0020)") >= 1
+
+
+@pytest.mark.parametrize("name", ["stranger", None])
+def test_dcmtk_that_is_not_trusted(archive: Process, papers: Papers, name: str | None) -> None:
+    flags = ("+tla", "+cf", papers.path("ca.pem")) if name is None else trusted(papers, name)
+    assert peers.run_tool("echoscu", *flags, *where(archive)).returncode != 0
+    assert peers.run_tool("echoscu", *trusted(papers), *where(archive)).returncode == 0
+
+
+def test_dcmtk_without_tls(archive: Process, papers: Papers) -> None:
+    assert peers.run_tool("echoscu", *where(archive)).returncode != 0
+    assert peers.run_tool("echoscu", *trusted(papers), *where(archive)).returncode == 0
+    with process("receive", "0", "--discard", "--bind", "127.0.0.1") as plain:
+        assert peers.run_tool("echoscu", *trusted(papers), *where(plain)).returncode != 0
+        assert peers.run_tool("echoscu", *where(plain)).returncode == 0
+
+
+def test_pynetdicom_to_our_archive(archive: Process, papers: Papers) -> None:
+    extra = ("--tls", *papers.pair("client"), papers.path("ca.pem"))
+    address = ("127.0.0.1", archive.port)
+    sent = peers.pynetdicom_send(address, CT, MR, called=archive.title, extra=extra)
+    assert sent.returncode == 0, sent.stdout
+
+
+# -- our clients, their servers -------------------------------------------------------------------
+
+
+def test_to_dcmtk(papers: Papers, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    with peers.storescp(folder, extra=trusted(papers, "server")) as server:
+        flags = trusted(papers)
+        assert run(capsys, "echo", server.address, *flags)[0] == 0
+        assert run(capsys, "send", server.address, *flags, "--check-hostname", CT, MR)[0] == 0
+        code, _, err = run(capsys, "echo", server.address, *trusted(papers, ca="other"))
+        assert (code, err.count("\n")) == (3, 1)
+        assert "of no authority that is trusted here" in err
+        for words in (("+tla", "+cf", papers.path("ca.pem")), trusted(papers, "stranger")):
+            code, _, err = run(capsys, "echo", server.address, *words)
+            assert (code, err.count("\n")) == (3, 1)
+            assert "certificate" in err
+        code, _, err = run(capsys, "echo", server.address)
+        assert (code, err.count("\n")) == (3, 1)
+        assert "TLS" in err
+    for path in (CT, MR):
+        sent = pydicom.dcmread(path)
+        assert any(sent == pydicom.dcmread(kept) for kept in folder.iterdir())
+
+
+def test_tls_to_a_dcmtk_without(papers: Papers, capsys: pytest.CaptureFixture[str]) -> None:
+    with peers.storescp() as server:
+        code, _, err = run(capsys, "echo", server.address, *trusted(papers))
+        assert (code, err.count("\n")) == (3, 1)
+        assert "speak TLS" in err
+        assert run(capsys, "echo", server.address)[0] == 0
+
+
+def test_to_pynetdicom(papers: Papers, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Store, find and get; and a migration out of it, from a node."""
+    extra = ("--tls", *papers.pair("server"), papers.path("ca.pem"))
+    with peers.pynetdicom_scp(tmp_path / "there", extra=extra) as server:
+        flags = trusted(papers)
+        assert run(capsys, "send", server.address, *flags, CT)[0] == 0
+        code, out, _ = run(
+            capsys, "find", server.address, *flags, "-P", "-k", "PatientID", "--json"
+        )
+        assert (code, out.count("1CT1")) == (0, 1)
+        words = ("-P", "-k", "QueryRetrieveLevel=PATIENT", "-k", "PatientID=1CT1")
+        code, _, err = run(capsys, "get", server.address, *flags, *words, "-od", "got")
+        assert code == 0, err
+        key, certificate = papers.pair("client")
+        Path("dcmhaul.toml").write_text(
+            f'[nodes.there]\nhost = "127.0.0.1"\nport = {server.port}\nae = "{server.aet}"\n'
+            f'tls = {{ca = "{papers.path("ca.pem")}", cert = "{certificate}", key = "{key}"}}\n'
+        )
+        code, _, err = run(capsys, "migrate", "there", "./moved")
+        assert code == 0, err
+    (got,) = Path("got").glob("*.dcm")
+    assert pydicom.dcmread(got) == pydicom.dcmread(CT)

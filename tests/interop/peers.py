@@ -394,11 +394,12 @@ def pynetdicom_scp(
     pdu: int = PDU_LENGTH_MAX,
     env: Mapping[str, str] | None = None,
     destinations: Mapping[str, int] | None = None,
+    extra: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A pynetdicom SCP in a process of its own: verification, storage, C-FIND, C-GET and C-MOVE.
 
     Files go to `folder` as `<SOP Instance UID>.dcm`, and queries are answered from there. Without a
-    folder datasets are dropped.
+    folder datasets are dropped. extra: `--tls KEY CERT CA`.
     """
     port = free_port()
     argv = [require("pynetdicom"), "-m", "tests.interop.pynetdicom_peer", "scp"]
@@ -408,6 +409,7 @@ def pynetdicom_scp(
         argv += ["--folder", str(folder)]
     for title, target in (destinations or {}).items():
         argv += ["--destination", f"{title}:{target}"]
+    argv += extra
     with serve("pynetdicom", argv, aet=aet, port=port, env=env, folder=folder, cwd=ROOT) as server:
         yield server
 
@@ -420,8 +422,9 @@ def pynetdicom_send(
     pdu: int = PDU_LENGTH_MAX,
     env: Mapping[str, str] | None = None,
     timeout: float = TOOL_SECONDS,
+    extra: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """C-STOREs files and folders with pynetdicom in a process of its own."""
+    """C-STOREs files and folders with pynetdicom in a process of its own; extra: as its SCP's."""
     if isinstance(address, Server):
         called, host, port = address.aet, address.host, address.port
     else:
@@ -429,7 +432,7 @@ def pynetdicom_send(
     argv = [require("pynetdicom"), "-m", "tests.interop.pynetdicom_peer", "send"]
     argv += [host, str(port), "--aet", aet, "--called", called, "--pdu", str(pdu)]
     return subprocess.run(
-        [*argv, *(str(path) for path in paths)],
+        [*argv, *(str(path) for path in paths), *extra],
         cwd=ROOT,
         env=environment(extra=env),
         stdin=subprocess.DEVNULL,

@@ -352,6 +352,33 @@ def test_other_bytes_under_a_known_uid_are_told_and_counted(
     assert str(tmp_path / "store") in line
 
 
+def test_an_archive_indexes_files_where_they_lie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = tmp_path / "files"
+    write_studies(files, 2, 1, 2, "CT", rows=8, columns=8)
+    (files / "notes.txt").write_text("nothing to see")
+    whole = next(files.rglob("*.dcm")).read_bytes()
+    (files / "cut.dcm").write_bytes(whole[:-1])
+    before = {path: path.read_bytes() for path in files.rglob("*.*")}
+    arguments = ("archive", "--dir", "store", "--port", "0", "--import", "files")
+    for line in (
+        "import files: 4 indexed, 0 there already, 0 conflicts, 1 skipped, 1 failed",
+        "import files: 0 indexed, 4 there already, 0 conflicts, 1 skipped, 1 failed",
+    ):
+        with process(*arguments, "--bind", "127.0.0.1") as archive:
+            assert line in archive.said
+            assert any(said.startswith(f"failed: {files / 'cut.dcm'}: ") for said in archive.said)
+            found = ("find", archive.address, "-S", "-k", "StudyInstanceUID")
+            assert run(capsys, *found)[1].count("\n") == 3
+            assert archive.stop()[0] == 0
+    assert before == {path: path.read_bytes() for path in files.rglob("*.*")}
+    assert not [path for path in Path("store/objects").rglob("*.dcm") if not path.is_symlink()]
+    code, _, err = run(capsys, *arguments[:-1], "nowhere")
+    assert code == 2
+    assert "nowhere is no folder" in err
+
+
 @pytest.mark.parametrize(
     ("options", "mode"),
     [

@@ -34,10 +34,11 @@ _UIDS_AT_ONCE = 500
 class RecoveryReport:
     """What was found at the start.
 
-    temporaries: objects that were still arriving; removed. adopted: objects whole and named but
-    without a row, never acknowledged; taken in now. duplicates: such objects that are held already,
+    temporaries: objects that were still arriving, and links without a row; removed. adopted: objects
+    whole and named but without a row, never acknowledged; taken in now. duplicates: such objects that are held already,
     or whose UID is where the archive replaces; removed. set_aside: files that are no whole object;
     moved to quarantine/. missing: SOP Instance UIDs of rows whose file is gone, which must never be.
+    gone: indexed files that lay elsewhere and are not there any more; their rows stay.
     """
 
     temporaries: int = 0
@@ -45,6 +46,7 @@ class RecoveryReport:
     duplicates: int = 0
     set_aside: int = 0
     missing: list[str] = field(default_factory=list)
+    gone: int = 0
 
     def lines(self) -> list[str]:
         """One sentence for each thing that a person should know."""
@@ -54,6 +56,7 @@ class RecoveryReport:
             (self.duplicates, "duplicate object file(s) removed"),
             (self.set_aside, "file(s) moved to quarantine/: no whole object"),
             (len(self.missing), "OBJECT(S) LOST: the index has them, their files are gone"),
+            (self.gone, "file(s) that were indexed where they lay are gone; retrieving them fails"),
         )
         return [f"{count} {what}" for count, what in told if count]
 
@@ -68,6 +71,7 @@ async def recover(database: Database, store: Store, rows: Index) -> RecoveryRepo
         found = await trio.to_thread.run_sync(store.names, folder)
         if lost := sorted(known - found):
             report.missing += await database.read(partial(_uids, folder, lost))
+        report.gone += len(known & await trio.to_thread.run_sync(store.broken_links, folder))
         for name in sorted(found - known):
             await _take_in(database, store, rows, Place(folder, name), report)
     return report
@@ -92,6 +96,10 @@ async def _take_in(
     database: Database, store: Store, rows: Index, place: Place, report: RecoveryReport
 ) -> None:
     """One file without a row: killed after it was named, before its row was committed."""
+    if await trio.to_thread.run_sync(store.is_link, place):
+        await trio.to_thread.run_sync(store.remove, place)
+        report.temporaries += 1
+        return
     try:
         obj = await trio.to_thread.run_sync(_read, store, place)
     except (InstanceError, Refused, OSError):

@@ -23,6 +23,7 @@ from dcmhaul.archive.identifier import (
 )
 from dcmhaul.archive.importing import ImportSummary, import_files
 from dcmhaul.archive.index import Added, Addition, Duplicates, Index, Object, Totals
+from dcmhaul.archive.linking import link_folder
 from dcmhaul.archive.moves import MoveStatistics, OutgoingMoves
 from dcmhaul.archive.query import FindQuery, Root, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
@@ -212,6 +213,12 @@ class Archive:
     ) -> ImportSummary:
         """Stores local Part-10 files as if they had been received; one failure stops nothing."""
         return await import_files(self, paths, source_ae_title)
+
+    async def link_folder(self, folder: str | os.PathLike[str]) -> ImportSummary:
+        """Indexes the instances below a folder where they lie; none is copied, changed or removed."""
+        summary, gained = await link_folder(self._database, self._store, self._rows, folder)
+        self._holds += gained
+        return summary
 
     def hold(self, size: int) -> bool:
         """Whether so many bytes more, or fewer, may be held in memory."""

@@ -209,8 +209,9 @@ class Store:
     """The object files of one archive, below `root`. Safe for several threads.
 
     objects/NNNNNN/<random>.dcm; a folder takes 4096 files, so that the files of one moment share
-    one folder and its sync. tmp/ holds what is being received where the system has no nameless
-    files; quarantine/ what recovery could not make sense of.
+    one folder and its sync. A link among them leads to a file elsewhere, which is only read. tmp/
+    holds what is being received where the system has no nameless files; quarantine/ what recovery
+    could not make sense of.
     """
 
     def __init__(self, root: str | os.PathLike[str], durability: Durability) -> None:
@@ -243,14 +244,14 @@ class Store:
         """
         if self._durable:
             file.sync()
-        with self._lock:
-            if self._files >= FOLDER_FILES_MAX:
-                self._number += 1  # also where it fails: the next try makes another one
-                self._open_folder()
-            self._files += 1
-            place = Place(self._number, secrets.token_hex(16) + SUFFIX)
-            folder = self._open[-1]
+        place, folder = self._take_place()
         file.link(place.name, folder)
+        return place, folder
+
+    def link(self, path: str) -> tuple[Place, Folder]:
+        """A name for a file that lies elsewhere, by its absolute path; blocks. Durable as in `publish`."""
+        place, folder = self._take_place()
+        os.symlink(path, place.name, dir_fd=folder.fd)
         return place, folder
 
     def path(self, place: Place) -> str:
@@ -264,6 +265,34 @@ class Store:
         os.unlink(self.path(place))
 
     # -- recovery -------------------------------------------------------------------------------
+
+    def targets(self) -> set[str]:
+        """The paths that links of the store lead to."""
+        return {
+            os.readlink(os.path.join(folder, name))
+            for number in self.folders()
+            for folder in (os.path.join(self._objects.path, f"{number:06}"),)
+            for name in self._links(folder)
+        }
+
+    def broken_links(self, number: int) -> set[str]:
+        """The names in one folder that lead to no file."""
+        folder = os.path.join(self._objects.path, f"{number:06}")
+        return {
+            name for name in self._links(folder) if not os.path.isfile(os.path.join(folder, name))
+        }
+
+    def is_link(self, place: Place) -> bool:
+        """Whether the object lies elsewhere."""
+        return os.path.islink(self.path(place))
+
+    @staticmethod
+    def _links(folder: str) -> list[str]:
+        try:
+            with os.scandir(folder) as entries:
+                return [entry.name for entry in entries if entry.is_symlink()]
+        except FileNotFoundError:
+            return []
 
     def folders(self) -> list[int]:
         """The numbers of the folders that exist."""
@@ -298,6 +327,15 @@ class Store:
             file.seek(offset)
             while piece := file.read(size):
                 yield piece
+
+    def _take_place(self) -> tuple[Place, Folder]:
+        """A place that nobody has, and its folder."""
+        with self._lock:
+            if self._files >= FOLDER_FILES_MAX:
+                self._number += 1  # also where it fails: the next try makes another one
+                self._open_folder()
+            self._files += 1
+            return Place(self._number, secrets.token_hex(16) + SUFFIX), self._open[-1]
 
     def _open_folder(self) -> None:
         """Takes the folder of the current number into use, once its own name is durable."""

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcmhaul.cli.console import printable
 from dcmhaul.cli.options import metrics_option, network_options, server_options, verb
 from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from dcmhaul.archive import Archive
     from dcmhaul.cli.server import Server
     from dcmhaul.cli.session import NetworkOptions, Session
 
@@ -29,6 +31,11 @@ written again. Other bytes, by --duplicates:
 Each such object is told in a line.
 
 \b
+--import indexes files without copying them: they are read, and never changed,
+moved or removed; --duplicates holds for them, too. A file that has gone since is
+told at the start, and then in the answer to whoever retrieves it.
+
+\b
 SIGINT and SIGTERM end it with exit code 0. Port 0 takes a free port and
 prints it.
 
@@ -41,6 +48,13 @@ Example:
 @verb("archive", epilog=_EPILOG)
 @click.option("--dir", "folder", required=True, metavar="DIR", help="Where it keeps everything.")
 @click.option("--port", required=True, metavar="PORT", help="Where it listens.")
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    metavar="DIR",
+    help="Index the files below DIR where they lie, first of all; repeatable.",
+)
 @click.option("--database", metavar="URL", help="SQLAlchemy URL of the index.")
 @click.option(
     "--durable",
@@ -68,6 +82,7 @@ def command(
     network: NetworkOptions,
     folder: str,
     port: str,
+    imports: tuple[str, ...],
     database: str | None,
     durable: str,
     duplicates: str,
@@ -102,6 +117,7 @@ def command(
             _serve,
             server,
             folder=folder,
+            imports=imports,
             database=database,
             durable=durable,
             duplicates=duplicates,
@@ -110,10 +126,28 @@ def command(
     )
 
 
+async def _import(session: Session, archive: Archive, folder: str) -> None:
+    """Indexes a folder, and says what became of its files."""
+    console = session.console
+    summary = await archive.link_folder(folder)
+    for path, reason in summary.failed:
+        console.warn(f"failed: {printable(path)}: {reason}")
+    for path, reason in summary.skipped:
+        console.info(f"skipped: {printable(path)}: {reason}")
+    for path in summary.conflicts:
+        console.warn(f"other bytes under a SOP Instance UID that is held: {printable(path)}")
+    console.always(
+        f"import {printable(folder)}: {summary.stored} indexed, {summary.duplicates} there already, "
+        f"{len(summary.conflicts)} conflicts, {len(summary.skipped)} skipped, "
+        f"{len(summary.failed)} failed"
+    )
+
+
 async def _serve(
     server: Server,
     *,
     folder: str,
+    imports: tuple[str, ...],
     database: str | None,
     durable: str,
     duplicates: str,
@@ -134,6 +168,8 @@ async def _serve(
     ) as archive:
         for line in archive.recovery.lines():
             session.console.warn(f"recovery: {line}")
+        for indexed in imports:
+            await _import(session, archive, indexed)
         holds = archive.statistics().holds
         session.console.info(f"holds {holds.studies} studies, {holds.instances} instances")
         await server.serve(

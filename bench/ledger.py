@@ -25,8 +25,9 @@ import trio
 from bench import congestion, contenders, machine, process, tables
 from bench.contenders import DCMHAUL, Wire
 from dcmhaul import uids
+from dcmhaul.engine.planning import ExpectedInstance
 from dcmhaul.migrate.ledger import Ledger, open_ledger
-from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity
+from dcmhaul.migrate.plan import JobIdentity
 from dcmhaul.migrate.tables import InstanceResult, InstanceState, StudyListing, StudyState
 from dcmhaul.net import open_association
 from dcmhaul.net.types import SocketOptions

@@ -9,9 +9,10 @@ import sqlalchemy as sa
 import trio
 
 from dcmhaul.database import _engine, _parse_url
+from dcmhaul.engine.planning import ExpectedInstance
 from dcmhaul.migrate.account import list_jobs
 from dcmhaul.migrate.ledger import Ledger, open_ledger
-from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity
+from dcmhaul.migrate.plan import JobIdentity
 from dcmhaul.migrate.tables import (
     CheckResult,
     CheckRow,

@@ -11,13 +11,13 @@ import pytest
 import trio
 
 from dcmhaul.archive import open_archive
+from dcmhaul.engine.planning import GetRequest, retrieve_identifier
 from dcmhaul.engine.pool import AssociationPool, PoolPolicy
 from dcmhaul.engine.relay import FolderDestination, PeerDestination, RelayOutcome
 from dcmhaul.engine.retriever import Retriever
 from dcmhaul.engine.sender import FileSender, scan_files
 from dcmhaul.errors import DcmhaulError
 from dcmhaul.migrate import MigrateOptions, migrate
-from dcmhaul.migrate.plan import GetRequest, retrieve_identifier
 from dcmhaul.migrate.tables import InstanceState
 from dcmhaul.migrate.transfer import get_request, store_request
 from dcmhaul.net import Timeouts, open_association, serve_associations

@@ -11,11 +11,11 @@ import pytest
 import trio
 from pydicom import Dataset
 
+from dcmhaul.engine.planning import ExpectedInstance
 from dcmhaul.errors import ConfigurationError, DcmhaulError
 from dcmhaul.migrate import check as check_module
 from dcmhaul.migrate.check import CheckLine, CheckOptions, CheckSummary, check
 from dcmhaul.migrate.inventory import FolderFinding, QueryFailed
-from dcmhaul.migrate.plan import ExpectedInstance
 from dcmhaul.migrate.spool import StudySpool
 from dcmhaul.migrate.tables import StudyListing
 from tests.engine.fake_archive import (

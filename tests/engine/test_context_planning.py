@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dcmhaul import uids
+from dcmhaul.engine.planning import COMMON_STORAGE_CLASSES
 from dcmhaul.engine.retry import RetryPolicy
-from dcmhaul.migrate.plan import COMMON_STORAGE_CLASSES
 from tests.engine.fake_archive import (
     CT,
     EXPLICIT,

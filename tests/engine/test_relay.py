@@ -12,10 +12,11 @@ import pytest
 import trio
 
 from dcmhaul import uids
+from dcmhaul.engine.planning import GetRequest, retrieve_identifier
 from dcmhaul.engine.relay import PeerDestination, RelayOutcome
 from dcmhaul.engine.retriever import Retriever
 from dcmhaul.errors import NoAcceptedContext, TransportError
-from dcmhaul.migrate.plan import GetRequest, MigrateOptions, retrieve_identifier
+from dcmhaul.migrate.plan import MigrateOptions
 from dcmhaul.migrate.transfer import get_request, store_request
 from dcmhaul.net import Timeouts, open_association
 from dcmhaul.objects.instances import BytesInMemory, IncomingInstance

@@ -9,6 +9,16 @@ import pytest
 from pydicom import Dataset
 
 from dcmhaul.config import Peer
+from dcmhaul.engine.planning import (
+    COMMON_TRANSFER_SYNTAXES,
+    STORAGE_CONTEXTS_MAX,
+    WIDE_PASSES,
+    ExpectedInstance,
+    choose_contexts,
+    context_passes,
+    plan_requests,
+    retrieve_identifier,
+)
 from dcmhaul.engine.relay import RelayOutcome
 from dcmhaul.engine.retriever import GetResult
 from dcmhaul.engine.retry import RetryPolicy
@@ -19,20 +29,12 @@ from dcmhaul.errors import (
     TransportError,
 )
 from dcmhaul.migrate.plan import (
-    COMMON_TRANSFER_SYNTAXES,
-    STORAGE_CONTEXTS_MAX,
-    WIDE_PASSES,
-    ExpectedInstance,
     MigrateOptions,
     changed,
     check_filter,
-    choose_contexts,
-    context_passes,
     default_ledger_url,
     identity,
     job_name,
-    plan_requests,
-    retrieve_identifier,
 )
 from dcmhaul.migrate.report import MigrationSummary, exit_code
 from dcmhaul.migrate.study import Next, StudyWork, make_work

@@ -51,7 +51,8 @@ from dcmhaul.wire.items import PresentationContextRq
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dcmhaul.migrate.plan import Endpoint, ExpectedInstance
+    from dcmhaul.engine.planning import ExpectedInstance
+    from dcmhaul.migrate.plan import Endpoint
     from dcmhaul.migrate.tables import StudyListing
     from dcmhaul.net import Association
     from dcmhaul.net.types import Observer

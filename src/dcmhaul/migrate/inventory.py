@@ -14,8 +14,9 @@ from pydicom.errors import InvalidDicomError
 
 from dcmhaul import uids
 from dcmhaul.archive.matching import InvalidKey, Matcher, is_universal, make_matcher
+from dcmhaul.engine.planning import ExpectedInstance
 from dcmhaul.errors import ConfigurationError, DcmhaulError, InstanceError, NotDicom
-from dcmhaul.migrate.plan import ExpectedInstance, path_text, text_path
+from dcmhaul.migrate.plan import path_text, text_path
 from dcmhaul.migrate.tables import Exclusion, StudyListing
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.canonical import DatasetDigest

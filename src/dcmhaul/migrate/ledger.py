@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dcmhaul import crash
 from dcmhaul.database import DatabaseError, SchemaMismatch, open_database
+from dcmhaul.engine.planning import ExpectedInstance
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import ConfigurationError, DcmhaulError
 from dcmhaul.migrate.bulk import (
@@ -27,7 +28,6 @@ from dcmhaul.migrate.bulk import (
     insert_instances,
     update_instances,
 )
-from dcmhaul.migrate.plan import ExpectedInstance, JobIdentity
 from dcmhaul.migrate.queries import (
     open_run,
     read_differences,
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from dcmhaul.database import Database
+    from dcmhaul.migrate.plan import JobIdentity
 
 __all__ = ["Ledger", "LedgerFailed", "open_ledger"]
 

@@ -11,12 +11,12 @@ import trio
 from pydicom.datadict import keyword_for_tag
 
 from dcmhaul import uids
+from dcmhaul.engine.planning import context_passes, plan_requests, retrieve_identifier
 from dcmhaul.engine.pool import ASSOCIATION_ERRORS, PoolExhausted
 from dcmhaul.engine.relay import FolderDestination
 from dcmhaul.engine.retriever import Retriever
 from dcmhaul.errors import InstanceError, NoAcceptedContext
 from dcmhaul.migrate.inventory import dataset_pieces, digest_instance
-from dcmhaul.migrate.plan import context_passes, plan_requests, retrieve_identifier
 from dcmhaul.migrate.tables import CheckResult
 from dcmhaul.migrate.transfer import get_request
 from dcmhaul.objects.canonical import COERCIBLE, ElementDigests
@@ -27,9 +27,10 @@ from dcmhaul.services.identifiers import encode_identifier
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from dcmhaul.engine.planning import ExpectedInstance
     from dcmhaul.engine.pool import AssociationPool
     from dcmhaul.engine.relay import RelayOutcome
-    from dcmhaul.migrate.plan import ExpectedInstance, RequestOptions
+    from dcmhaul.migrate.plan import RequestOptions
     from dcmhaul.net.types import DatasetSlices
     from dcmhaul.objects.canonical import ContentDigest
     from dcmhaul.objects.instances import IncomingInstance

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from dcmhaul.migrate.plan import ExpectedInstance
+from dcmhaul.engine.planning import ExpectedInstance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

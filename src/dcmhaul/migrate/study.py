@@ -11,9 +11,9 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from dcmhaul import uids
+from dcmhaul.engine.planning import WIDE_PASSES, ExpectedInstance, carried, context_passes
 from dcmhaul.engine.retry import RetryPolicy, Verdict, decide_error, decide_status, is_stored
 from dcmhaul.errors import DcmhaulError, TransportError
-from dcmhaul.migrate.plan import WIDE_PASSES, ExpectedInstance, context_passes
 from dcmhaul.migrate.tables import (
     FINAL_STATES,
     HELD_STATES,
@@ -124,24 +124,10 @@ class StudyWork:
 
     def carried(self, asked: Iterable[str], pairs: Collection[tuple[str, str]]) -> set[str]:
         """Those that one of the pairs carries; a class or syntax that is not known may be any."""
-        chosen = frozenset(pairs)
-        classes = {sop_class for sop_class, _ in chosen}
-        syntaxes = {syntax for _, syntax in chosen}
-        found = set()
-        for uid in asked:
-            instance = self.expected[uid]
-            sop_class, syntax = instance.sop_class_uid, instance.transfer_syntax_uid
-            if self._is_doubtful(uid):
-                carried = bool(chosen)
-            elif sop_class and syntax:
-                carried = (sop_class, syntax) in chosen
-            else:
-                carried = (not sop_class or sop_class in classes) and (
-                    not syntax or syntax in syntaxes
-                )
-            if carried:
-                found.add(uid)
-        return found
+        asked = set(asked)
+        doubtful = {uid for uid in asked if self._is_doubtful(uid)}
+        found = carried((self.expected[uid] for uid in asked - doubtful), pairs)
+        return found | doubtful if pairs else found
 
     def _is_doubtful(self, uid: str) -> bool:
         """What the source said of its class and syntax has proved of no use."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 if TYPE_CHECKING:
-    from dcmhaul.migrate.plan import ExpectedInstance
+    from dcmhaul.engine.planning import ExpectedInstance
     from dcmhaul.objects.canonical import ContentDigest
 
 __all__ = [

@@ -15,26 +15,28 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from dcmhaul import uids
+from dcmhaul.engine.planning import (
+    GetRequest,
+    choose_contexts,
+    pair_contexts,
+    plan_requests,
+    retrieve_identifier,
+)
 from dcmhaul.engine.pool import ASSOCIATION_ERRORS, PoolExhausted
 from dcmhaul.engine.relay import FolderDestination, PeerDestination, RelayOutcome
 from dcmhaul.engine.retriever import Retriever
 from dcmhaul.errors import DcmhaulError, InstanceError, NoAcceptedContext, UnreadableInstance
 from dcmhaul.migrate.inventory import digest_instance
-from dcmhaul.migrate.plan import (
-    GetRequest,
-    choose_contexts,
-    plan_requests,
-    retrieve_identifier,
-    text_path,
-)
+from dcmhaul.migrate.plan import text_path
 from dcmhaul.migrate.study import another_object, unsent_object
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.instances import BytesInMemory, IncomingInstance, StoreRefused
 from dcmhaul.objects.part10 import FileInstance, open_instance
 from dcmhaul.protocol.negotiation import AssociationRequest, plan_contexts
 from dcmhaul.services.identifiers import encode_identifier
+from dcmhaul.services.retrieve import storage_roles
 from dcmhaul.services.storage import StorageScu, StoreOutcome
-from dcmhaul.wire.items import PresentationContextRq, RoleSelection
+from dcmhaul.wire.items import PresentationContextRq
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -104,27 +106,16 @@ def store_request(title: str, options: MigrateOptions, pairs: Pairs) -> Associat
 
 def get_request(title: str, options: RequestOptions, pairs: Pairs) -> AssociationRequest:
     """The proposal to the source: C-GET, and each pair with the SCP role for us (PS3.7 §D.3.3.4)."""
-    contexts = [
-        PresentationContextRq(
-            context_id=1, abstract_syntax=uids.STUDY_ROOT_GET, transfer_syntaxes=_QUERY_SYNTAXES
-        )
-    ]
-    contexts += [
-        PresentationContextRq(
-            context_id=2 * index + 3, abstract_syntax=sop_class, transfer_syntaxes=(syntax,)
-        )
-        for index, (sop_class, syntax) in enumerate(pairs)
-    ]
+    get = PresentationContextRq(
+        context_id=1, abstract_syntax=uids.STUDY_ROOT_GET, transfer_syntaxes=_QUERY_SYNTAXES
+    )
     return AssociationRequest(
         called_ae_title=title,
         calling_ae_title=options.calling_ae_title,
-        contexts=tuple(contexts),
+        contexts=(get, *pair_contexts(pairs)),
         pdu_length_max=options.pdu_length_max,
         window=options.window,
-        roles=tuple(
-            RoleSelection(sop_class_uid=sop_class, scu=False, scp=True)
-            for sop_class in dict.fromkeys(sop_class for sop_class, _ in pairs)
-        ),
+        roles=storage_roles(sop_class for sop_class, _ in pairs),
     )
 
 

@@ -17,8 +17,9 @@ from dcmhaul.migrate.verify import CannotBeAsked, compare
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dcmhaul.engine.planning import ExpectedInstance
     from dcmhaul.migrate.ledger import Ledger
-    from dcmhaul.migrate.plan import ExpectedInstance, MigrateOptions
+    from dcmhaul.migrate.plan import MigrateOptions
     from dcmhaul.migrate.readback import Reader
     from dcmhaul.migrate.study import StudyWork
     from dcmhaul.migrate.tables import DigestRow

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from dcmhaul.engine.planning import ExpectedInstance
     from dcmhaul.engine.pool import SharedAssociations
-    from dcmhaul.migrate.plan import ExpectedInstance, Verification
+    from dcmhaul.migrate.plan import Verification
 
 __all__ = ["CannotBeAsked", "Difference", "FolderHoldings", "Holdings", "PeerHoldings", "compare"]
 

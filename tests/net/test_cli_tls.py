@@ -146,10 +146,14 @@ def test_the_certificate_is_for_another_host(
 ) -> None:
     """Which the flags let pass, as DCMTK does, unless they are told not to."""
     words = ("+tls", *papers.pair("elsewhere"), "-ic", "--discard", "--bind", "127.0.0.1")
-    with process("receive", "0", *words) as server:
+    with process("receive", "0", *words, "-q") as server:
         trust = ("+tla", "+cf", papers.path("ca.pem"))
         assert run(capsys, "echo", server.address, *trust)[0] == 0
         code, _, err = run(capsys, "echo", server.address, *trust, "--check-hostname")
+        assert server.stop()[0] == 0
+    assert [line for line in server.said if not line.startswith("import")] == [
+        f"listening on 127.0.0.1:{server.port} as DCMHAUL"
+    ]
     assert code == 3
     assert "is for another host" in err
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Console", "Level", "printable"]
+__all__ = ["Console", "Level", "logged", "printable"]
 
 
 class Level(IntEnum):
@@ -85,3 +87,36 @@ class Console:
         """The traceback of an error, under `-d` alone."""
         if self.level >= Level.DEBUG:
             traceback.print_exception(error, file=sys.stderr)
+
+
+class _Handler(logging.Handler):
+    """Says what the layers below log, by the console's level."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say = self._console.debug
+        if record.levelno >= logging.ERROR:
+            say = self._console.error
+        elif record.levelno >= logging.WARNING:
+            say = self._console.warn
+        say(record.getMessage())
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            self._console.trace_back(record.exc_info[1])
+
+
+@contextmanager
+def logged(console: Console) -> Iterator[None]:
+    """During the block the log of dcmhaul goes to the console, and nowhere else on stderr."""
+    logger = logging.getLogger("dcmhaul")
+    handler, level = _Handler(console), logger.level
+    logger.addHandler(handler)
+    if console.level >= Level.DEBUG:
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

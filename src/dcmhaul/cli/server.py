@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from dcmhaul import crash
-from dcmhaul.cli.console import Level
+from dcmhaul.cli.console import Level, logged
 from dcmhaul.cli.network import (
     CountingObserver,
     counting,
@@ -159,6 +159,7 @@ class Server:
         with (
             counting(self.session, self._metrics, None, self._durability, counted) as observer,
             trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+            logged(self.session.console),
         ):
             async with trio.open_nursery() as nursery:
                 addresses = await nursery.start(

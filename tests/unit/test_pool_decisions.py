@@ -150,6 +150,8 @@ def test_patience_tries_again_for_a_time_whether_the_peer_was_reached_or_not() -
         assert next_step(health, 12.0, policy) == Wait(2.0)
         assert next_step(health, 14.9, policy) == Open()
         assert next_step(health, 15.0, policy) == GiveUp(LOST)
+        # A wait after which it would be too late is none.
+        assert next_step(after_failure(health, LOST, 0, 14.0, policy), 14.0, policy) == GiveUp(LOST)
     # Fewer failures than that are no reason to give up a peer that was reached, however old they are.
     assert next_step(after_failure(REACHED, LOST, 0, 0.0, policy), 99.0, policy) == Open()
 

@@ -63,7 +63,8 @@ ASSOCIATION_ERRORS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPolicy:
     """size: associations at once. failures_max: consecutive failures after which the peer is given
-    up, as it is at once where it was never reached. patience_seconds: not before they have lasted so long.
+    up, as it is at once where it was never reached. patience_seconds: not while it can be tried again
+    within so long after the first of them.
     """
 
     size: int = 4
@@ -124,7 +125,8 @@ def next_step(health: Health, now: float, policy: PoolPolicy) -> Open | Wait | G
             isinstance(error, AssociationRejected) and not error.transient
         )
         hopeless = not health.reached or health.failures >= policy.failures_max
-        patient = now - health.failing_since < policy.patience_seconds
+        again_at = max(now, health.retry_at)
+        patient = again_at - health.failing_since < policy.patience_seconds
         if permanent or (hopeless and not patient):
             return GiveUp(error)
     return Wait(health.retry_at - now) if health.retry_at > now else Open()

@@ -15,7 +15,8 @@ from dcmhaul.cli.options import key_options, model_options, network_options, pro
 from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from dcmhaul.cli.keys import Identifier, Step
+    from dcmhaul.cli.keys import Identifier
+    from dcmhaul.cli.models import PlainMatches
     from dcmhaul.cli.output import Rows
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Peer
@@ -158,8 +159,9 @@ class _Find:
             # One table for all queries, so that a line's columns mean the same throughout.
             asked = dict(column for query in self.queries for column in columns(query))
             rows = Rows(self.session.answer, list(asked))
+            plain = models.PlainMatches(list(asked.values()))
             for query in self.queries:
-                await self._ask(association, query, rows, list(asked.values()))
+                await self._ask(association, query, rows, plain)
             rows.finish()
             if abort:
                 await association.abort()
@@ -181,7 +183,7 @@ class _Find:
         association: Association,
         query: Identifier,
         rows: Rows,
-        paths: list[tuple[Step, ...]],
+        plain: PlainMatches,
     ) -> None:
         from dcmhaul.cli import models
         from dcmhaul.cli.completion import level_of
@@ -206,19 +208,35 @@ class _Find:
                 self.matches += 1
                 if session.console.level >= Level.INFO:
                     session.console.info(f"response {self.matches}: {_text(response)}")
-                try:
-                    dataset = response.dataset()
-                except ValueError as error:
-                    session.console.error(f"match {self.matches} cannot be read: {error}")
-                    session.code(Exit.PERMANENT)
-                    continue
-                session.console.debug_lines(models.match_lines(dataset))
-                if session.answer.json_lines:
-                    session.answer.record(models.json_object(dataset))
-                else:
-                    rows.add([models.cell(dataset, path) for path in paths])
-                if self.folder is not None:
+                if self._show(response, rows, plain) and self.folder is not None:
                     self._extract(response)
+
+    def _show(self, response: FindResponse, rows: Rows, plain: PlainMatches) -> bool:
+        """One match; False where it cannot be read."""
+        from dcmhaul.cli import models
+
+        session = self.session
+        answer = session.answer
+        if session.console.level < Level.DEBUG:
+            data, syntax = response.identifier or b"", response.transfer_syntax
+            if answer.json_lines and (found := plain.json_object(data, syntax)) is not None:
+                answer.record(found)
+                return True
+            if not answer.json_lines and (cells := plain.cells(data, syntax)) is not None:
+                rows.add(cells)
+                return True
+        try:
+            dataset = response.dataset()
+        except ValueError as error:
+            session.console.error(f"match {self.matches} cannot be read: {error}")
+            session.code(Exit.PERMANENT)
+            return False
+        session.console.debug_lines(models.match_lines(dataset))
+        if answer.json_lines:
+            answer.record(models.json_object(dataset))
+        else:
+            rows.add([models.cell(dataset, path) for path in plain.paths])
+        return True
 
     def _final(self, response: FindResponse) -> None:
         from dcmhaul.protocol.statuses import CANCEL, SUCCESS

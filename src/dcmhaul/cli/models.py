@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from pydicom import config as pydicom_config
+from pydicom.datadict import dictionary_VR
 from pydicom.multival import MultiValue
 
 from dcmhaul import uids
@@ -16,6 +19,7 @@ from dcmhaul.cli.dcmtk import preferred_syntaxes
 from dcmhaul.cli.keys import NUMBER_VRS, build_identifier, dump_line
 from dcmhaul.cli.queryfiles import read_query_file
 from dcmhaul.services.query import QueryModel
+from dcmhaul.wire._elements import ElementFault, ElementWalker
 from dcmhaul.wire.items import PresentationContextRq, SopClassExtendedNegotiation
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODELS",
+    "PlainMatches",
     "cell",
     "extended",
     "identifiers_of",
@@ -131,6 +136,113 @@ def _text(vr: str, value: Any) -> str:
     if vr == "PN" and not isinstance(value, MultiValue):
         return str(value)
     return "\\".join(str(part) for part in value)
+
+
+class PlainMatches:
+    """Matches read from their bytes where that is simple: it takes a twentieth of the time that pydicom's
+    datasets take, and a query may have many thousand matches.
+
+    What it returns is what `cell` and `json_object` would return.
+    """
+
+    def __init__(self, paths: Sequence[tuple[Step, ...]]) -> None:
+        self.paths = paths
+        self._columns = [path[0].tag for path in paths]
+        self._plain = all(len(path) == 1 for path in paths) and len(paths) <= _PLAIN_TAGS_MAX
+        self._wanted = set(self._columns[:_PLAIN_TAGS_MAX])
+
+    def cells(self, data: bytes, transfer_syntax: str) -> list[str] | None:
+        """The cells of one match; None where they are for pydicom to tell, and to complain of."""
+        walker = self._walked(data, transfer_syntax) if self._plain else None
+        if walker is None:
+            return None
+        captured, vrs = walker.captured, walker.vrs
+        cells: list[str] = []
+        for tag in self._columns:
+            text = _plain_text(tag, vrs.get(tag), captured.get(tag, b""))
+            if text is None:
+                return None
+            cells.append(text)
+        return cells
+
+    def json_object(self, data: bytes, transfer_syntax: str) -> dict[str, Any] | None:
+        """One match as a DICOM JSON object; None as above. Each match shows what the next will hold."""
+        walker = self._walked(data, transfer_syntax)
+        if walker is None:
+            return None
+        captured, vrs = walker.captured, walker.vrs
+        if len(captured) < len(walker.elements):
+            room = _PLAIN_TAGS_MAX - len(self._wanted)
+            self._wanted.update(tag for tag, _, _ in walker.elements[:room])
+            return None
+        result: dict[str, Any] = {}
+        for tag, value in captured.items():
+            text = _plain_text(tag, vrs[tag], value)
+            if text is None:
+                return None
+            vr = vrs[tag] or _dictionary_vr(tag)
+            entry: dict[str, Any] = {"vr": vr}
+            if text:
+                parts = text.split("\\")
+                if vr == "PN":
+                    entry["Value"] = [{"Alphabetic": part} for part in parts]
+                else:
+                    entry["Value"] = [int(text)] if vr == "IS" else parts
+            result[f"{tag:08X}"] = entry
+        return result
+
+    def _walked(self, data: bytes, transfer_syntax: str) -> ElementWalker | None:
+        walker = ElementWalker(
+            transfer_syntax != uids.IMPLICIT_VR_LITTLE_ENDIAN,
+            big_endian=transfer_syntax == uids.EXPLICIT_VR_BIG_ENDIAN,
+            capture=self._wanted,
+            capture_limit=_PLAIN_LENGTH_MAX,
+            elements_max=_PLAIN_ELEMENTS_MAX,
+            record=True,
+        )
+        try:
+            walker.feed(data)
+            walker.finish()
+        except ElementFault:
+            return None
+        wanted = self._wanted
+        if sum(tag in wanted for tag, _, _ in walker.elements) != len(walker.captured):
+            return None  # too long, a sequence, or there twice
+        return walker
+
+
+# Longer values, and datasets of more elements, are few.
+_PLAIN_LENGTH_MAX = 4096
+_PLAIN_ELEMENTS_MAX = 1000
+_PLAIN_TAGS_MAX = 200
+# Values that pydicom gives back as they are but for one octet of padding: no spaces around a value, no other
+# character sets, no number that it would write another way.
+_WORDS = rb"[!-<>-\[\]-~]+(?: [!-<>-\[\]-~]+)*"
+_PLAIN = dict.fromkeys(
+    ("AE", "AS", "CS", "DA", "DT", "LO", "PN", "SH", "TM"),
+    re.compile(rb"(%b(?:\\%b)*) ?" % (_WORDS, _WORDS)),
+)
+_PLAIN["UI"] = re.compile(rb"([0-9.]+(?:\\[0-9.]+)*)\0?")
+_PLAIN["IS"] = re.compile(rb"(0|[1-9][0-9]{0,8}) ?")
+
+
+def _plain_text(tag: int, vr: str | None, value: bytes) -> str | None:
+    """A value of a VR that is text, where it is nothing but that; None for every other."""
+    pattern = _PLAIN.get(vr or _dictionary_vr(tag))
+    if pattern is None:
+        return None
+    if not value:
+        return ""
+    found = pattern.fullmatch(value)
+    return None if found is None else found[1].decode("ascii")
+
+
+@functools.cache
+def _dictionary_vr(tag: int) -> str:
+    try:
+        return dictionary_VR(tag)
+    except KeyError:
+        return ""
 
 
 def match_lines(dataset: Dataset, indent: str = "") -> Iterator[str]:

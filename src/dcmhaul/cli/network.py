@@ -38,6 +38,7 @@ __all__ = [
     "counting",
     "open_peer",
     "say_agreement",
+    "say_request",
     "say_tls",
     "socket_options",
     "split_address",
@@ -82,10 +83,7 @@ async def open_peer(
     request = association_request(
         network, peer, contexts, roles=roles, window=window, extended=extended
     )
-    session.console.info(
-        f"associating with {peer} as {request.calling_ae_title}: {_contexts(len(contexts))}, "
-        f"PDU {request.pdu_length_max}, window {window}"
-    )
+    say_request(session, peer, request)
     async with open_association(
         peer.host,
         peer.port,
@@ -123,16 +121,25 @@ def association_request(
     )
 
 
+def say_request(session: Session, peer: Peer, request: AssociationRequest) -> None:
+    """What is proposed to whom, under `-v`."""
+    session.console.info(
+        f"associating with {peer} as {request.calling_ae_title}: "
+        f"{_contexts(len(request.contexts))}, PDU {request.pdu_length_max}, window {request.window}"
+    )
+
+
 def check_agreement(session: Session, network: NetworkOptions, association: Association) -> None:
     """Says what was negotiated; NoAcceptedContext where that is nothing."""
     agreement = association.agreement
     say_tls(session, association)
     say_agreement(session, network, agreement)
     if not agreement.accepted:
-        raise NoAcceptedContext(
-            f"{association.peer} accepted none of the {len(agreement.rejected)} presentation contexts"
-            + _reasons(agreement)
-        )
+        refused = {context.abstract_syntax for context in agreement.rejected}
+        what = f"none of the {len(agreement.rejected)} presentation contexts"
+        if len(refused) == 1:
+            what = f"no context for {uids.name(refused.pop())}"
+        raise NoAcceptedContext(f"{association.peer} accepted {what}{_reasons(agreement)}")
 
 
 def _contexts(count: int) -> str:

@@ -254,7 +254,7 @@ class _Send:
     async def _send_group(
         self, group: SendGroup, observer: Observer | None, stop: StopRequest
     ) -> None:
-        from dcmhaul.cli.network import association_request, socket_options, timeouts
+        from dcmhaul.cli.network import association_request, say_request, socket_options, timeouts
         from dcmhaul.engine.pool import AssociationPool, PoolPolicy
         from dcmhaul.engine.sender import FileSender
 
@@ -287,6 +287,7 @@ class _Send:
             window=settings.window,
             user_identity=settings.identity,
         )
+        say_request(self.session, settings.peer, request)
         await sender.send(group, request, times=settings.repeat)
         if sender.error is not None:
             self.session.fail(sender.error)

@@ -18,7 +18,7 @@ _LINE = re.compile(r" +([-+]\S+)?(?: +(--[a-z0-9-]+))?  +(.*)")
 
 def flags_of(tool: str) -> dict[str, int]:
     """What the installed tool says that it takes: flag -> how many words follow it."""
-    found = {}
+    found: dict[str, int] = {}
     for line in peers.run_tool(tool, "--help").stdout.splitlines():
         match = _LINE.match(line)
         if match is not None:

@@ -6,10 +6,10 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dcmhaul.cli import main
 from tests.interop import peers
@@ -55,9 +55,9 @@ def make_items(folder: Path) -> None:
         item.RequestedProcedureID = f"R{number}"
         item.RequestedProcedurePriority = "LOW"
         item.file_meta = FileMetaDataset()
-        item.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        item.file_meta.MediaStorageSOPClassUID = "1.2.276.0.7230010.3.1.0.1"
-        item.file_meta.MediaStorageSOPInstanceUID = f"1.2.4.{number}"
+        item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        item.file_meta.MediaStorageSOPClassUID = UID("1.2.276.0.7230010.3.1.0.1")
+        item.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.4.{number}")
         item.save_as(folder / f"item{number}.wl", enforce_file_format=True)
 
 

@@ -171,6 +171,7 @@ _INSTEAD = {
         ("--cancel N ends the query after N matches", "-Xlo --limit-output"),
         ("--allow AET[@HOST] says who may call", "+ac --access-control"),
         ("-d says what goes out", "--arguments"),
+        ("queries go uncompressed", "-xd --propose-deflated"),
     )
     for flag in flags.split()
 }

@@ -125,7 +125,8 @@ def say_request(session: Session, peer: Peer, request: AssociationRequest) -> No
     """What is proposed to whom, under `-v`."""
     session.console.info(
         f"associating with {peer} as {request.calling_ae_title}: "
-        f"{_contexts(len(request.contexts))}, PDU {request.pdu_length_max}, window {request.window}"
+        f"{_contexts(len(request.contexts))}, PDU {request.pdu_length_max or 'unlimited'}, "
+        f"window {request.window}"
     )
 
 

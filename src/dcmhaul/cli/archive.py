@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,9 +12,12 @@ from dcmhaul.cli.options import metrics_option, network_options, server_options,
 from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from dcmhaul.archive import Archive
+    from collections.abc import Iterable
+
+    from dcmhaul.archive import Archive, MoveDestination
     from dcmhaul.cli.server import Server
     from dcmhaul.cli.session import NetworkOptions, Session
+    from dcmhaul.config import Peer
 
 __all__ = ["command"]
 
@@ -31,6 +34,13 @@ written again. Other bytes, by --duplicates:
 Each such object is told in a line.
 
 \b
+A C-MOVE goes to the titles of the --peer options and of the nodes of
+dcmhaul.toml, and to no other: A801. An instance that the destination has no room
+for, or under which it is lost, is sent again; a destination that cannot be
+reached is tried for some ten seconds, then A702. One association a move, four
+to a destination; a node's max_associations is both.
+
+\b
 --import indexes files without copying them: they are read, and never changed,
 moved or removed; --duplicates holds for them, too. A file that has gone since is
 told at the start, and then in the answer to whoever retrieves it.
@@ -42,12 +52,20 @@ prints it.
 \b
 Example:
   dcmhaul archive --dir ./store --port 11112 --aet ARCHIVE
+  dcmhaul archive --dir ./store --port 11112 --peer VIEWER@10.1.2.3:104
 """
 
 
 @verb("archive", epilog=_EPILOG)
 @click.option("--dir", "folder", required=True, metavar="DIR", help="Where it keeps everything.")
 @click.option("--port", required=True, metavar="PORT", help="Where it listens.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="PEER",
+    help="A C-MOVE destination: AET@HOST:PORT, or a node; repeatable.",
+)
 @click.option(
     "--import",
     "imports",
@@ -82,6 +100,7 @@ def command(
     network: NetworkOptions,
     folder: str,
     port: str,
+    peers: tuple[str, ...],
     imports: tuple[str, ...],
     database: str | None,
     durable: str,
@@ -93,7 +112,7 @@ def command(
     associations_max: int,
     metrics: str | None,
 ) -> None:
-    """The embedded archive: takes C-ECHO, C-STORE, C-FIND and C-GET."""
+    """The embedded archive: takes C-ECHO, C-STORE, C-FIND, C-GET and C-MOVE."""
     import trio
 
     from dcmhaul.cli.server import Server, listening_port
@@ -117,12 +136,75 @@ def command(
             _serve,
             server,
             folder=folder,
+            destinations=_destinations(session, network, peers),
             imports=imports,
             database=database,
             durable=durable,
             duplicates=duplicates,
             strict=strict,
         )
+    )
+
+
+def _destinations(
+    session: Session, network: NetworkOptions, named: Iterable[str]
+) -> list[MoveDestination]:
+    """Where a C-MOVE may send to: `--peer`, and nodes whose title none of those has.
+
+    A C-MOVE names a title and no more, so a title that several nodes share is none unless one is named.
+    """
+    from dcmhaul.config import parse_peer
+
+    configuration = session.configuration
+    chosen: dict[str, Peer] = {}
+    for text in named:
+        peer = parse_peer(text, configuration)
+        assert peer.ae_title is not None  # `--peer` has no form without one
+        known = chosen.setdefault(peer.ae_title, peer)
+        if known.address != peer.address:
+            raise ConfigurationError(
+                f"--peer: {known} and {peer} have one AE title, and a C-MOVE names nothing else"
+            )
+    shared: dict[str, list[Peer]] = {}
+    for node in configuration.nodes.values():
+        shared.setdefault(node.ae_title, []).append(node.peer)
+    for title, peers in shared.items():
+        if title in chosen:
+            continue
+        if len({peer.address for peer in peers}) == 1:
+            chosen[title] = peers[0]
+        else:
+            names = ", ".join(str(peer.name) for peer in peers)
+            session.console.warn(
+                f"{title} is no C-MOVE destination: the nodes {names} share that title; "
+                "name one by --peer"
+            )
+    for peer in chosen.values():
+        session.console.info(f"C-MOVE destination {peer}")
+    return [_destination(session, network, peer) for peer in chosen.values()]
+
+
+def _destination(session: Session, network: NetworkOptions, peer: Peer) -> MoveDestination:
+    from dcmhaul.archive import MoveDestination
+    from dcmhaul.cli.network import socket_options
+
+    settings = session.network(network, peer)
+    node = session.configuration.nodes.get(peer.name or "")
+    fields: dict[str, Any] = {}
+    if node is not None:
+        fields["node"] = node.name
+        if node.associations_max is not None:
+            fields["associations_max"] = fields["associations_a_move"] = node.associations_max
+        if node.window is not None:
+            fields["window"] = node.window[0]
+    return MoveDestination(
+        ae_title=peer.ae_title or "",
+        host=peer.host,
+        port=peer.port,
+        pdu_length_max=settings.pdu_length_announced,
+        pdu_length_send_max=settings.pdu_length_send_max or 0,
+        options=socket_options(settings, peer),
+        **fields,
     )
 
 
@@ -147,16 +229,25 @@ async def _serve(
     server: Server,
     *,
     folder: str,
+    destinations: list[MoveDestination],
     imports: tuple[str, ...],
     database: str | None,
     durable: str,
     duplicates: str,
     strict: bool,
 ) -> None:
-    from dcmhaul.archive import Duplicates, open_archive
+    from dcmhaul.archive import Duplicates, OutgoingMoves, open_archive
+    from dcmhaul.net import Timeouts
     from dcmhaul.objects.paths import Durability
 
     session = server.session
+    moves = OutgoingMoves(
+        destinations,
+        ae_title=server.ae_title,
+        timeouts=Timeouts(**session.configuration.timeouts),  # type: ignore[arg-type]
+        observer=server.observer_for,
+        report=session.console.warn,
+    )
     async with open_archive(
         folder,
         ae_title=server.ae_title,
@@ -165,6 +256,7 @@ async def _serve(
         duplicates=Duplicates(duplicates),
         strict=strict,
         report=session.console.warn,
+        moves=moves,
     ) as archive:
         for line in archive.recovery.lines():
             session.console.warn(f"recovery: {line}")
@@ -182,4 +274,7 @@ async def _serve(
             "duplicates": came.duplicates,
             "conflicts": came.conflicts,
             "replaced": came.replaced,
+            "moves": came.moves.moves,
+            "sub_operations": came.moves.sent,
+            "sub_operations_failed": came.moves.failed,
         }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dcmhaul.cli.output import TransferCount
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Peer
+    from dcmhaul.engine.counters import NodeObserver
     from dcmhaul.net import Association, AssociationStats, Observer
     from dcmhaul.observe.collector import CounterSource
     from dcmhaul.protocol.events import Role
@@ -206,7 +207,7 @@ def counting(
     peer: Peer | None,
     durability: str | None = None,
     counted: CounterSource | None = None,
-) -> Iterator[Observer | None]:
+) -> Iterator[NodeObserver | None]:
     """The observer of a run, served as Prometheus text where `--metrics` asked for it, else None.
 
     durability: the mode of what the run stores, where it stores anything. counted: what else counts.

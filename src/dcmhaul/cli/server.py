@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Node, TlsSettings
-    from dcmhaul.net import Association
+    from dcmhaul.engine.counters import NodeObserver
+    from dcmhaul.net import Association, Observer
     from dcmhaul.observe.collector import CounterSource
     from dcmhaul.services.provider import Service
 
@@ -134,7 +135,13 @@ class Server:
             "accept_any_storage": accept_any,
         }
         self.count = TransferCount()
+        self._observer: NodeObserver | None = None
         session.summary_fields = self.count.fields
+
+    def observer_for(self, node: str) -> Observer:
+        """Counts the associations that we open with a node, while the server serves."""
+        inner = NullObserver() if self._observer is None else self._observer.of(node)
+        return CountingObserver(self.session, self.count, inner)
 
     async def serve(
         self,
@@ -161,6 +168,7 @@ class Server:
             trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
             logged(self.session.console),
         ):
+            self._observer = observer
             async with trio.open_nursery() as nursery:
                 addresses = await nursery.start(
                     partial(

@@ -226,6 +226,10 @@ class NodeObserver:
         # (operation, status) -> places; at most one entry a status value and operation.
         self._places: dict[tuple[str, int], tuple[int, int]] = {}
 
+    def of(self, node: str) -> NodeObserver:
+        """The observer of another node, in the same counters."""
+        return self._counters.observer(node)
+
     def association_opened(
         self, role: Role, peer: str, live: Callable[[], AssociationStats]
     ) -> None:

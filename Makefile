@@ -56,6 +56,7 @@ check: $(VENV)/.check
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench.loopback
+	$(BIN)/python -m bench.tls
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.startup

@@ -82,10 +82,13 @@ class Wire:
     """How every process of a run treats its sockets.
 
     congestion: None leaves the kernel's default. preload: environment for those without an option.
+    sender_tls, receiver_tls: the TLS flags, which are DCMTK's for all; () is plain TCP.
     """
 
     congestion: str | None
     preload: Mapping[str, str]
+    sender_tls: tuple[str, ...] = ()
+    receiver_tls: tuple[str, ...] = ()
 
     def own_options(self) -> list[str]:
         return ["--congestion", self.congestion] if self.congestion else []
@@ -97,7 +100,7 @@ def receiver(kind: str, wire: Wire, folder: Path | None = None) -> Iterator[peer
     if kind == DCMHAUL:
         port = peers.free_port()
         argv = [*process.dcmhaul(), "receive", str(port), "-aet", AET, "--bind", peers.LOOPBACK]
-        argv += ["-pdu", str(PDU), *wire.own_options()]
+        argv += ["-pdu", str(PDU), *wire.own_options(), *wire.receiver_tls]
         argv += ["--discard"] if folder is None else ["-od", str(folder)]
         with peers.serve("dcmhaul receive", argv, aet=AET, port=port, folder=folder) as server:
             yield server
@@ -106,7 +109,10 @@ def receiver(kind: str, wire: Wire, folder: Path | None = None) -> Iterator[peer
             yield server
     else:
         nodelay = kind == DCMTK_NODELAY
-        with peers.storescp(folder, aet=AET, nodelay=nodelay, env=wire.preload) as server:
+        extra = wire.receiver_tls
+        with peers.storescp(
+            folder, aet=AET, nodelay=nodelay, env=wire.preload, extra=extra
+        ) as server:
             yield server
 
 
@@ -116,7 +122,8 @@ def send(
     """Sends every file of a folder on one association, and returns what the sender cost."""
     if kind == DCMHAUL:
         argv = [*process.dcmhaul(), "send", server.address, str(files), "-pdu", str(PDU)]
-        argv += ["--associations", "1", "--window", str(window), "--json", *wire.own_options()]
+        argv += ["--associations", "1", "--window", str(window), "--json"]
+        argv += [*wire.own_options(), *wire.sender_tls]
         cost = process.run(argv, env=peers.environment())
         _check_summary(cost.output, sum(1 for _ in files.iterdir()))
         return cost
@@ -124,7 +131,7 @@ def send(
         argv = [peers.require("pynetdicom"), "-m", "tests.interop.pynetdicom_peer", "send"]
         argv += [server.host, str(server.port), "--called", server.aet, str(files)]
         return process.run(argv, env=peers.environment(extra=wire.preload))
-    argv = [peers.require("storescu"), "-aec", server.aet, "-pdu", str(PDU)]
+    argv = [peers.require("storescu"), *wire.sender_tls, "-aec", server.aet, "-pdu", str(PDU)]
     argv += ["--max-send-pdu", str(PDU), "+sd", "+r", server.host, str(server.port), str(files)]
     env = peers.environment(nodelay=kind == DCMTK_NODELAY, extra=wire.preload)
     return process.run(argv, env=env)

@@ -84,9 +84,19 @@ Results = dict[tuple[str, str], Series]
 
 
 class Loopback:
-    """One run under one congestion control. `sizes` says how many objects each set has."""
+    """One run under one congestion control. `sizes` says how many objects each set has.
 
-    def __init__(self, folder: Path, wire: Wire, sizes: Mapping[str, int], rounds: int) -> None:
+    pairs: None takes all of `contenders`. `run(0)` leaves iperf3 out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        wire: Wire,
+        sizes: Mapping[str, int],
+        rounds: int,
+        pairs: Sequence[Pair] | None = None,
+    ) -> None:
         self.wire = wire
         self.rounds = rounds
         self.folder = folder
@@ -97,7 +107,8 @@ class Loopback:
             for name, count in sizes.items()
         }
         self.tiny = self.sets["small"].part(1)
-        self.pairs = [pair for pair in contenders.pairs(sizes) if self._usable(pair)]
+        wanted = contenders.pairs(sizes) if pairs is None else pairs
+        self.pairs = [pair for pair in wanted if self._usable(pair)]
         self.results: Results = {}
         self.iperf: dict[str, list[float]] = {}
 
@@ -130,7 +141,7 @@ class Loopback:
                 self._once(name, pair)
 
     def _iperf(self, seconds: int) -> None:
-        if peers.find("iperf3") is None:
+        if not seconds or peers.find("iperf3") is None:
             return
         for name, sendfile in (("iperf3", False), ("iperf3 -Z", True)):
             rate = contenders.iperf3(self.wire, seconds, sendfile=sendfile)
@@ -195,7 +206,8 @@ def result_table(bench: Loopback) -> str:
                     " + ".join(tables.short(seconds / gigabytes) for seconds in cpu),
                 ]
             )
-    rows.append(["**plain TCP**", *[""] * (len(header) - 1)])
+    if bench.iperf:
+        rows.append(["**plain TCP**", *[""] * (len(header) - 1)])
     for name, rates in bench.iperf.items():
         megabytes = [rate / 1e6 for rate in rates]
         median, spread = tables.short(tables.median(megabytes)), tables.spread(megabytes)

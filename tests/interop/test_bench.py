@@ -55,6 +55,20 @@ def test_loopback_measures_every_pair() -> None:
     assert "not measured" not in text
 
 
+def test_tls_measures_every_pair() -> None:
+    for tool in ("storescu", "storescp"):
+        peers.require(tool)
+    wanted = "cubic" if congestion.usable("cubic") else "kernel"
+    text = bench("tls", "--congestion", wanted)
+    for title in (
+        "dcmhaul (window 1) → dcmhaul",
+        "dcmhaul (window 16) → dcmhaul",
+        "DCMTK, TCP_NODELAY=1 → DCMTK, TCP_NODELAY=1",
+        "dcmhaul (window 1) → DCMTK, TCP_NODELAY=1",
+    ):
+        assert float(cells(text, title)[1].replace(",", "")) > 0
+
+
 def test_ledger_measures_with_and_without() -> None:
     text = bench("ledger")
     for case in ("offered 10 000/s", "full speed"):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import ssl
+import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pydicom
 import pydicom.data
 import pytest
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, build_role, evt
 
 from tests.certificates import Papers, make_papers
 from tests.interop import peers
@@ -22,6 +27,7 @@ __all__ = ["_elsewhere"]  # a fixture of every test here, too
 
 FILES = Path(pydicom.data.__file__).parent / "test_files"
 CT = FILES / "CT_small.dcm"
+CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 MR = FILES / "MR_small.dcm"
 # DCMTK and pynetdicom may each write a dataset in their own way.
 KEEP = ("--duplicates", "keep-both")
@@ -90,6 +96,68 @@ def test_pynetdicom_to_our_archive(archive: Process, papers: Papers) -> None:
     assert sent.returncode == 0, sent.stdout
 
 
+def retrieve(archive: Process, papers: Papers, act: str, *words: str) -> tuple[int, list[str]]:
+    """The final status of a `get` or `move` by pynetdicom, and the UIDs that came to it."""
+    kept: list[str] = []
+
+    def keep(event: Any) -> int:
+        kept.append(str(event.request.AffectedSOPInstanceUID))
+        return 0x0000
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    key, certificate = papers.pair("client")
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(papers.path("ca.pem"))
+    model, store = f"1.2.840.10008.5.1.4.1.2.2.{2 if act == 'move' else 3}", CT_STORAGE
+    ae = AE(ae_title="PYNET")
+    ae.add_requested_context(model)
+    ae.add_requested_context(store, ExplicitVRLittleEndian)
+    association = ae.associate(
+        "127.0.0.1",
+        archive.port,
+        ae_title=archive.title,
+        ext_neg=[build_role(store, scp_role=True)],
+        evt_handlers=[(evt.EVT_C_STORE, keep)],
+        tls_args=(context, "127.0.0.1"),
+    )
+    assert association.is_established
+    asked = pydicom.Dataset()
+    asked.QueryRetrieveLevel = "STUDY"
+    asked.StudyInstanceUID = pydicom.dcmread(CT).StudyInstanceUID
+    answers = list(getattr(association, f"send_c_{act}")(asked, *words, query_model=model))
+    association.release()
+    return int(answers[-1][0].Status), kept
+
+
+def test_pynetdicom_gets_from_our_archive(
+    archive: Process, papers: Papers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "send", archive.address, *trusted(papers), CT)[0] == 0
+    status, kept = retrieve(archive, papers, "get")
+    assert status == 0
+    assert set(kept) == {str(pydicom.dcmread(CT).SOPInstanceUID)}
+
+
+def test_our_archive_moves_to_a_node_with_tls(
+    papers: Papers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the C-MOVE of pynetdicom to a storescp of DCMTK; all three with certificates."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    key, certificate = papers.pair("client")
+    with peers.storescp(folder, extra=trusted(papers, "server")) as server:
+        Path("dcmhaul.toml").write_text(
+            f'[nodes.there]\nhost = "127.0.0.1"\nport = {server.port}\nae = "{server.aet}"\n'
+            f'tls = {{ca = "{papers.path("ca.pem")}", cert = "{certificate}", key = "{key}"}}\n'
+        )
+        words = ("--dir", "store", "--port", "0", "--aet", "ARCH", "--bind", "127.0.0.1")
+        with process("archive", *words, *trusted(papers, "server")) as archive:
+            assert run(capsys, "send", archive.address, *trusted(papers), CT)[0] == 0
+            assert retrieve(archive, papers, "move", server.aet)[0] == 0
+    (moved,) = folder.iterdir()
+    assert pydicom.dcmread(moved) == pydicom.dcmread(CT)
+
+
 # -- our clients, their servers -------------------------------------------------------------------
 
 
@@ -145,3 +213,38 @@ def test_to_pynetdicom(papers: Papers, tmp_path: Path, capsys: pytest.CaptureFix
         assert code == 0, err
     (got,) = Path("got").glob("*.dcm")
     assert pydicom.dcmread(got) == pydicom.dcmread(CT)
+
+
+def test_orthanc_both_ways(
+    papers: Papers, archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """We store and ask; then Orthanc stores what it has in our archive."""
+    key, certificate = papers.pair("server")
+    ours = {"AET": "ARCH", "Host": "127.0.0.1", "Port": archive.port, "UseDicomTls": True}
+    options = {
+        "DicomTlsEnabled": True,
+        "DicomTlsPrivateKey": key,
+        "DicomTlsCertificate": certificate,
+        "DicomTlsTrustedCertificates": papers.path("ca.pem"),
+        "DicomModalities": {"ours": ours},
+    }
+    with peers.orthanc(tmp_path / "orthanc", options=options) as server:
+        flags = trusted(papers)
+        code, _, err = run(capsys, "send", server.address, *flags, MR)
+        assert code == 0, err
+        code, out, _ = run(
+            capsys, "find", server.address, *flags, "-S", "-k", "PatientID", "--json"
+        )
+        assert (code, out.count("4MR1")) == (0, 1)
+        code, _, err = run(capsys, "echo", server.address, "+tla", "+cf", papers.path("ca.pem"))
+        assert (code, err.count("\n")) == (3, 1)
+        base = f"http://127.0.0.1:{server.http_port}"
+        with urllib.request.urlopen(f"{base}/instances") as answer:
+            (instance,) = json.load(answer)
+        body = json.dumps({"Resources": [instance], "Synchronous": True}).encode()
+        with urllib.request.urlopen(f"{base}/modalities/ours/store", data=body) as answer:
+            assert json.load(answer)["FailedInstancesCount"] == 0
+    code, out, _ = run(
+        capsys, "find", archive.address, *trusted(papers), "-S", "-k", "PatientID=4MR1"
+    )
+    assert code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,6 +131,17 @@ def test_refusals_are_exit_code_3_and_one_line(
         assert text in err
     assert run(capsys, "echo", archive.address, *flags(papers), "--check-hostname")[0] == 0
     assert archive.process.poll() is None
+
+
+def test_a_port_that_takes_no_part_in_the_handshake(
+    papers: Papers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"X@127.0.0.1:{silent.getsockname()[1]}"
+        code, _, err = run(capsys, "echo", address, *flags(papers), "-to", "0.2")
+    assert (code, err.count("\n")) == (3, 1)
+    assert "0.2 s (TLS handshake time-out)" in err
+    assert "does it speak TLS on this port?" in err
 
 
 def test_a_send_that_tls_refuses_does_not_try_for_long(

@@ -18,6 +18,8 @@ from dcmhaul.net.tls import TlsTransport
 from dcmhaul.net.transport import Transport
 from dcmhaul.protocol.dimse import CStoreRsp
 from dcmhaul.services.verification import VerificationScp, echo
+from dcmhaul.wire._fragments import SendQueue
+from dcmhaul.wire._frames import PduReader
 from tests.certificates import Papers, make_papers
 from tests.net import test_association as over_tcp
 from tests.net import test_cancellation
@@ -87,7 +89,6 @@ CANCEL = test_cancellation.test_cancel_at_every_step
         (over_tcp.test_a_dataset_that_never_ends, {}, NEWER),
         (over_tcp.test_rejection_names_its_reason, {}, NEWER),
         (over_tcp.test_above_the_limit_a_transient_rejection, {}, NEWER),
-        (over_tcp.test_a_peer_that_reads_nothing_has_a_deadline, {}, NEWER),
         (over_tcp.test_both_sides_with_full_buffers_make_progress, {}, OLDER),
         (over_tcp.test_both_sides_with_full_buffers_make_progress, {}, NEWER),
         (over_tcp.test_every_descriptor_is_closed, {}, NEWER),
@@ -376,6 +377,15 @@ async def test_those_who_come_and_say_nothing_are_no_news_and_in_nobodys_way(
     ]
 
 
+async def test_a_host_that_cannot_be_a_name_in_tls(papers: Papers) -> None:
+    near, far = trio.socket.socketpair()
+    with near, far:
+        context = client_context(papers.settings("client"))
+        broken = TlsTransport(near, PduReader(0), SendQueue(0), context, ".dot")
+        with pytest.raises(TlsError, match=r"'\.dot' cannot be a name in TLS"):
+            await broken.handshake()
+
+
 async def test_the_alert_of_an_end_is_told_once_the_records_before_it_are_read(
     papers: Papers,
 ) -> None:
@@ -412,3 +422,39 @@ async def test_what_tls_has_to_say_is_bounded(papers: Papers) -> None:
                 transport._answer()
             transport._cipher = memoryview(b"")
             assert await echo(opened) == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("version", "ciphers", "alert", "logged"),
+    [
+        (ssl.TLSVersion.TLSv1, "ALL:@SECLEVEL=0", 70, "no TLS version in common"),
+        (ssl.TLSVersion.TLSv1_1, "ALL:@SECLEVEL=0", 70, "no TLS version in common"),
+        (ssl.TLSVersion.TLSv1_2, "kRSA", 40, "no cipher in common"),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE+SHA1", 40, "no cipher in common"),
+    ],
+)
+async def test_what_is_too_weak_is_refused_with_an_alert(
+    version: ssl.TLSVersion,
+    ciphers: str,
+    alert: int,
+    logged: str,
+    papers: Papers,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weak = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    weak.check_hostname = False
+    weak.verify_mode = ssl.CERT_NONE
+    weak.minimum_version = weak.maximum_version = version
+    weak.set_ciphers(ciphers)
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        weak.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    with trio.fail_after(20):
+        async with serving(answer_echoes, options=of_server(papers.settings("server"))) as port:
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(outgoing.read())
+                answer = await stream.receive_some()
+                assert (answer[0], answer[-1]) == (0x15, alert)
+                assert await stream.receive_some() == b""
+    assert logged in caplog.text

@@ -86,8 +86,8 @@ def test_without_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["movescu"]) == 2
-    assert capsys.readouterr().err == "dcmhaul: no such verb: movescu (dcmhaul --help lists them)\n"
+    assert main(["termscu"]) == 2
+    assert capsys.readouterr().err == "dcmhaul: no such verb: termscu (dcmhaul --help lists them)\n"
 
 
 @pytest.mark.parametrize(("alias", "verb"), ALIASES.items())

@@ -27,6 +27,7 @@ VERBS = {
     "echo": "C-ECHO: is the peer there, and how fast does it answer",
     "find": "C-FIND: ask for patients, studies, series, instances or worklist items",
     "get": "C-GET: retrieve instances into a folder",
+    "move": "C-MOVE: have the peer send to a third AE, or here",
     "send": "C-STORE: send files and folders",
     "receive": "Storage SCP: take instances into a folder, or discard them",
     "archive": "an embedded archive: stores, answers queries, sends back",
@@ -43,6 +44,7 @@ ALIASES = {
     "echoscu": "echo",
     "findscu": "find",
     "getscu": "get",
+    "movescu": "move",
     "storescu": "send",
     "storescp": "receive",
 }

@@ -54,7 +54,7 @@ def _syntax_spellings(values: Mapping[str, int], tool: str | None) -> dict[str, 
             short = f"{sign}x{letter}"
             long = "--implicit" if short == "+xi" else f"--{verb}-{syntax.long}"
             # Both, because storescp's -xs is another option. No peer deflates identifiers.
-            deflated = letter == "d" and tool in ("findscu", "getscu") and sign == "-"
+            deflated = letter == "d" and tool in ("findscu", "getscu", "movescu") and sign == "-"
             if {short, long} <= flags and not deflated:
                 spellings[short] = spellings[long] = [option, letter]
     return spellings

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["SYNTAX_LETTERS", "TOOL_FLAGS", "SyntaxLetter", "instead_of", "preferred_syntaxes"]
+__all__ = [
+    "SYNTAX_LETTERS",
+    "TOOL_FLAGS",
+    "SyntaxLetter",
+    "accepted_syntaxes",
+    "instead_of",
+    "preferred_syntaxes",
+]
 
 _GENERAL = """
 -h --help --version --arguments -q --quiet -v --verbose -d --debug -ll --log-level -lc --log-config
@@ -100,6 +107,11 @@ _FLAGS = {
         -Xs --extract-xml-single -Xlo --limit-output""",
     "getscu": f"""{_GENERAL} {_NETWORK} {_TLS} {_MODELS} {_PROPOSE_QUERY} {_PREFER_ALL}
         +v --verbose-pc -k --key -od --output-directory -B --normal +B --bit-preserving --ignore""",
+    "movescu": f"""{_GENERAL} {_NETWORK} {_TLS} {_MODELS} {_PROPOSE_QUERY} {_PREFER_ALL}
+        {_OUTPUT_ENCODING} +v --verbose-pc -k --key -aem --move +xa --accept-all -ac --access-full
+        +ac --access-control --no-port +P --port -pi --pending-ignore -pr --pending-read
+        -dhl --disable-host-lookup --ignore --cancel -up --uid-padding -od --output-directory
+        -B --normal +B --bit-preserving""",
     "storescu": f"""{_GENERAL} {_NETWORK} {_TLS} {_PROPOSE_ALL} +v --verbose-pc +f --read-file
         +fo --read-file-only -f --read-dataset +sd --scan-directories +sp --scan-pattern
         -r --no-recurse +r --recurse -rn --no-rename +rn --rename -xf --config-file -R --required
@@ -130,7 +142,7 @@ _INSTEAD = {
         (
             "it is so without it",
             """-tls --disable-tls +ps --std-passwd -pem --pem-keys -r --no-recurse -rn --no-rename
-            +f --read-file -ac --access-full -uf --default-filenames +F --write-file --no-port
+            +f --read-file -ac --access-full -uf --default-filenames +F --write-file
             -pi --pending-ignore -dc --disable-correction -dhl --disable-host-lookup
             +u --enable-new-vr""",
         ),
@@ -185,3 +197,13 @@ def instead_of(flag: str) -> str:
 def preferred_syntaxes(letters: tuple[str, ...]) -> tuple[str, ...]:
     """The syntaxes to propose or prefer, in order. Of several letters the last holds, as in DCMTK."""
     return SYNTAX_LETTERS[letters[-1]].uids if letters else ()
+
+
+def accepted_syntaxes(letters: tuple[str, ...]) -> tuple[str, ...]:
+    """An acceptor's order of preference; () takes the requestor's. `+xi` accepts nothing else."""
+    preferred = preferred_syntaxes(letters)
+    if not letters or letters[-1] == "i":
+        return preferred
+    from dcmhaul.uids import TRANSFER_SYNTAXES
+
+    return tuple(dict.fromkeys((*preferred, *TRANSFER_SYNTAXES)))

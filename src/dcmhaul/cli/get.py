@@ -49,7 +49,7 @@ Examples:
 
 
 @verb("get", tool="getscu", epilog=_EPILOG)
-@retrieve_options
+@retrieve_options(awaited="Wait for any sign of progress [default: 600")
 def command(
     session: Session,
     network: NetworkOptions,

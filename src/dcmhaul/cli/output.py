@@ -162,13 +162,15 @@ class Rows:
 class TransferCount:
     """The numbers of a transfer's summary; times are of `time.perf_counter`.
 
-    byte_count: dataset bytes of `instances`, which are those answered 0000 or B0xx.
+    byte_count: dataset bytes of `instances`, which are those answered 0000 or B0xx. bytes_known: false
+    where others transfer, and nobody tells of bytes.
     """
 
     instances: int = 0
     failed: int = 0
     skipped: int = 0
     byte_count: int = 0
+    bytes_known: bool = True
     first: float = math.inf
     last: float = -math.inf
 
@@ -184,14 +186,15 @@ class TransferCount:
     def fields(self) -> dict[str, Any]:
         """The summary's fields, by their contracted names."""
         seconds = self.seconds
+        mib_per_s = round(self.byte_count / seconds / 2**20, 3) if seconds else 0.0
         return {
             "instances": self.instances,
             "failed": self.failed,
             "skipped": self.skipped,
-            "bytes": self.byte_count,
+            "bytes": self.byte_count if self.bytes_known else None,
             "seconds": round(seconds, 6),
             "wall_seconds": round(process_seconds(), 3),
-            "mib_per_s": round(self.byte_count / seconds / 2**20, 3) if seconds else 0.0,
+            "mib_per_s": mib_per_s if self.bytes_known else None,
             "instances_per_s": round(self.instances / seconds, 3) if seconds else 0.0,
         }
 
@@ -199,12 +202,14 @@ class TransferCount:
         """The same for a reader, such as `12 instances sent, 6.0 MiB in 0.10 s, ...`."""
         fields = self.fields()
         noun = "instance" if self.instances == 1 else "instances"
-        text = f"{self.instances} {noun} {participle}, {format_bytes(self.byte_count)}"
+        text = f"{self.instances} {noun} {participle}"
+        rate = ""
+        if self.bytes_known:
+            text += f", {format_bytes(self.byte_count)}"
+            rate = f"{fields['mib_per_s']:.1f} MiB/s, "
         if self.seconds:
-            text += (
-                f" in {format_seconds(self.seconds)} ({fields['mib_per_s']:.1f} MiB/s, "
-                f"{fields['instances_per_s']:.1f} instances/s)"
-            )
+            rate += f"{fields['instances_per_s']:.1f} instances/s"
+            text += f" in {format_seconds(self.seconds)} ({rate})"
         for count, word in ((self.failed, "failed"), (self.skipped, "skipped")):
             if count:
                 text += f", {count} {word}"
@@ -213,18 +218,20 @@ class TransferCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One look at a running transfer; `total` is None where it is not known."""
+    """One look at a running transfer; `total` and `byte_count` are None where they are not known."""
 
     done: int
     total: int | None
-    byte_count: int
+    byte_count: int | None
     failed: int = 0
     note: str = ""
 
     def text(self, seconds: float) -> str:
         of = f"/{self.total}" if self.total is not None else ""
-        rate = self.byte_count / seconds if seconds > 0 else 0.0
-        text = f"{self.done}{of} instances, {format_bytes(self.byte_count)}, {format_bytes(rate)}/s"
+        text = f"{self.done}{of} instances"
+        if self.byte_count is not None:
+            rate = self.byte_count / seconds if seconds > 0 else 0.0
+            text += f", {format_bytes(self.byte_count)}, {format_bytes(rate)}/s"
         if self.failed:
             text += f", {self.failed} failed"
         return f"{self.note}: {text}" if self.note else text

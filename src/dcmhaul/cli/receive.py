@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcmhaul.cli.dcmtk import preferred_syntaxes
+from dcmhaul.cli.dcmtk import accepted_syntaxes
 from dcmhaul.cli.options import (
     chosen_durability,
     durable_option,
@@ -109,22 +109,10 @@ def command(
         server,
         folder=None if discard else folder,
         durable=mode,
-        syntaxes=_accepted_syntaxes(prefer),
+        syntaxes=accepted_syntaxes(prefer),
         extra_classes=configuration.extra_storage_classes,
     )
     trio.run(serve)
-
-
-def _accepted_syntaxes(letters: tuple[str, ...]) -> tuple[str, ...]:
-    """The acceptor's order of preference; () takes the requestor's."""
-    if not letters:
-        return ()
-    preferred = preferred_syntaxes(letters)
-    if letters[-1] == "i":
-        return preferred
-    from dcmhaul.uids import TRANSFER_SYNTAXES
-
-    return tuple(dict.fromkeys((*preferred, *TRANSFER_SYNTAXES)))
 
 
 async def _serve(

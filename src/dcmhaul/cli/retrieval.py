@@ -36,6 +36,8 @@ _SOP_CLASSES_IN_STUDY: Final = 0x00080062
 STORAGE_CONTEXTS_MAX: Final = 127
 # Series that are asked for their SOP classes one by one, where studies do not tell theirs.
 SERIES_ASKED_MAX: Final = 64
+# Questions for the instances that a retrieve should bring; each takes a round trip.
+INSTANCE_QUESTIONS_MAX: Final = 256
 
 _IMPLICIT: Final = "1.2.840.10008.1.2"
 _JPEG: Final = "1.2.840.10008.1.2.4."
@@ -123,6 +125,7 @@ class Questioner:
         self._association = association
         self._model = model
         self._console = console
+        self._questions_left = 0
 
     async def ask(self, identifier: Identifier) -> list[Dataset]:
         """All matches; FindFailed where the final status is no success."""
@@ -186,6 +189,42 @@ class Questioner:
             single.put(key, value, unit.elements[key].vr)
             singles.append(single)
         return singles
+
+    async def instances(self, units: Sequence[Identifier]) -> list[frozenset[str] | None]:
+        """The SOP Instance UIDs of each unit; None where they cannot be known, or are too many to ask for."""
+        known: list[frozenset[str] | None] = []
+        self._questions_left = INSTANCE_QUESTIONS_MAX
+        for unit in units:
+            try:
+                found = await self._instances_of(unit)
+            except FindFailed as error:
+                self._console.warn(f"warning: {error}; what is to come is not known beforehand")
+                found = None
+            known.append(frozenset(found) if found else None)
+        return known
+
+    async def _instances_of(self, unit: Identifier) -> list[str] | None:
+        level = level_of(unit)
+        if level == "IMAGE":
+            return unit.text(UNIQUE_KEYS[level]).split("\\")
+        levels = levels_of(self._model)
+        if level == levels[-1]:
+            return None
+        singles = self._singles(unit)
+        self._questions_left -= len(singles)
+        if self._questions_left < 0:
+            return None
+        lower = levels[levels.index(level) + 1]
+        matches = await self._below(unit, lower)
+        if any(not match.get(UNIQUE_KEYS[lower]) for match in matches):
+            return None
+        found: list[str] = []
+        for part in retrieve_identifiers(self._model, lower, matches):
+            below = await self._instances_of(part)
+            if below is None:
+                return None
+            found += below
+        return found
 
     async def sop_classes(self, units: Sequence[Identifier]) -> list[str]:
         """The SOP classes of what the units hold; the common ones too where that cannot be known."""

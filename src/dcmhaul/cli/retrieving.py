@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dcmhaul.cli.console import Level
 from dcmhaul.cli.exits import Exit, for_status
 from dcmhaul.cli.options import (
     durable_option,
@@ -38,20 +39,26 @@ if TYPE_CHECKING:
     from dcmhaul.objects.instances import SinkFactory
     from dcmhaul.services.retrieve import RetrieveResponse
 
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 __all__ = ["Retrieval", "RetrieveSettings", "folder_sinks", "retrieve_options", "typed_identifiers"]
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-def retrieve_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options and the argument that get and move have in common."""
-    for decorator in reversed(_OPTIONS):
-        function = decorator(function)
-    return function
+def retrieve_options(*, awaited: str) -> Decorator:
+    """The options and the argument that get and move have in common. awaited: what `-td` limits."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed((*_OPTIONS, network_options(awaited=awaited), *_LAST_OPTIONS)):
+            function = decorator(function)
+        return function
+
+    return decorate
 
 
-_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+_OPTIONS: tuple[Decorator, ...] = (
     key_options,
     model_options(worklist=False),
     click.option(
@@ -72,7 +79,8 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "+B", "--bit-preserving", is_flag=True, expose_value=False, help="As received; always so."
     ),
-    network_options(awaited="Wait for any sign of progress [default: 600"),
+)
+_LAST_OPTIONS: tuple[Decorator, ...] = (
     metrics_option,
     propose_option,
     prefer_option,
@@ -156,7 +164,9 @@ def folder_sinks(session: Session, folder: str, durability: str, stack: ExitStac
 class Retrieval:
     """One run of get or move. operation: `C-GET` or `C-MOVE`, as it is said.
 
-    The first signal sets `stop.event`, the second cancels `stop.cancel_scope`.
+    The first signal sets `stop.event`, the second cancels `stop.cancel_scope`. total: the instances that
+    are to come, None where that is not known. uncounted: retrieves that succeeded, and nobody said
+    with how many.
     """
 
     def __init__(
@@ -169,6 +179,8 @@ class Retrieval:
         self.count = count
         self.operation = operation
         self.stop = StopRequest()
+        self.total: int | None = None
+        self.uncounted = 0
 
     async def run(
         self,
@@ -196,7 +208,7 @@ class Retrieval:
             if units:
                 with self.stop.cancel_scope:
                     await retrieve(units, planned)
-            came = self.count.instances or any(self.session.codes)
+            came = self.count.instances or self.uncounted or any(self.session.codes)
             if not self.stop.requested and not (units and came):
                 self._nothing()
 
@@ -327,14 +339,21 @@ class Retrieval:
 
     def pending(self, response: RetrieveResponse) -> None:
         """Says how far the peer is."""
-        self.session.console.info(
-            f"{self.operation}: {response.completed} done, {response.remaining} to come, "
-            f"{response.failed} failed"
-        )
+        from dcmhaul.protocol.statuses import describe
 
-    def judge(self, response: RetrieveResponse, refused_here: int) -> None:
-        """Judges a final response. What the peer counts as failed holds what we refused ourselves."""
-        from dcmhaul.protocol.statuses import CANCEL, COERCION, SUCCESS, describe
+        if self.session.console.level >= Level.INFO:
+            text = describe(response.status, self.operation)
+            self.session.console.info(f"{self.operation}-RSP: {text}{_counts(response)}")
+
+    def judge(
+        self, response: RetrieveResponse, refused_here: int, *, cancelled: bool = False
+    ) -> None:
+        """Judges a final response. What the peer counts as failed holds what we refused ourselves.
+
+        cancelled: we asked for the end of this one.
+        """
+        from dcmhaul.cli.responses import response_text
+        from dcmhaul.protocol.statuses import CANCEL, COERCION, SUCCESS
 
         self.session.begun = True
         console = self.session.console
@@ -343,20 +362,15 @@ class Retrieval:
         for uid in response.failed_sop_instance_uids:
             console.error(f"failed: {uid}")
             self.session.answer.record({"type": "failed", "sop_instance_uid": uid})
-        text = describe(response.status, self.operation)
-        if response.error_comment:
-            text += f" ({response.error_comment})"
-        if response.status == SUCCESS and not failed:
-            console.info(text)
-        elif response.status in (SUCCESS, COERCION):
+        text = response_text(
+            response.status, self.operation, response.offending, response.error_comment
+        )
+        console.info(f"final {self.operation}-RSP: {text}{_counts(response)}")
+        if response.status in (SUCCESS, COERCION):
             if failed:
                 self.session.code(Exit.RETRYABLE)
                 console.error(f"{failed} sub-operations failed: {text}")
-            else:
-                console.info(text)
-        elif response.status == CANCEL and self.stop.requested:
-            console.info(text)
-        else:
+        elif response.status != CANCEL or not (cancelled or self.stop.requested):
             self.session.code(for_status(response.status) or Exit.PERMANENT)
             console.error(f"dcmhaul {self.session.name}: {text}")
             self.session.errors.append(text)
@@ -365,7 +379,19 @@ class Retrieval:
         count = self.count
         return Progress(
             done=count.instances,
-            total=None,
-            byte_count=count.byte_count,
+            total=self.total,
+            byte_count=count.byte_count if count.bytes_known else None,
             failed=count.failed,
         )
+
+
+def _counts(response: RetrieveResponse) -> str:
+    """The sub-operations as the response counts them; nothing where it does not."""
+    numbers = (
+        (response.completed, "done"),
+        (response.remaining, "to come"),
+        (response.failed, "failed"),
+        (response.warning, "with warnings"),
+    )
+    told = ", ".join(f"{number} {word}" for number, word in numbers if number is not None)
+    return f": {told}" if told else ""

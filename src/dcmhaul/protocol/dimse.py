@@ -483,6 +483,10 @@ class MessageIds:
                 self._outstanding.add(self._last)
                 return self._last
 
+    def continue_with(self, message_id: int) -> None:
+        """The next ID is this one, where it is free; for IDs that are to differ between associations."""
+        self._last = message_id - 1
+
     def give_back(self, message_id: int) -> bool:
         """The operation is over. False where the ID was not outstanding."""
         if message_id not in self._outstanding:

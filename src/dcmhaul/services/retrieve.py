@@ -107,6 +107,7 @@ class RetrieveResponse:
     failed: int | None = None
     warning: int | None = None
     failed_sop_instance_uids: tuple[str, ...] = ()
+    offending: tuple[int, ...] = ()
     error_comment: str = ""
 
     @property
@@ -261,6 +262,7 @@ class RetrieveScu:
             failed=message.number_of_failed_suboperations,
             warning=message.number_of_warning_suboperations,
             failed_sop_instance_uids=listed,
+            offending=message.offending_element or (),
             error_comment=message.error_comment or "",
         )
         if self._overdue is not None and not response.pending and response.status:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import ssl
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from dcmhaul.config import TlsSettings
+from dcmhaul.config import TlsSettings, load_configuration
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.net import SocketOptions, secured
 from dcmhaul.net.credentials import client_context, server_context
@@ -114,3 +117,34 @@ def test_a_file_that_may_not_be_read(papers: Papers, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigurationError, match=r"ca\.pem: Permission denied"):
         client_context.__wrapped__(papers.settings("server"))
     assert Path(papers.path("ca.pem")).exists()
+
+
+def block(holding: str) -> str:
+    """The one block of docs/tls.md that has this text, without its first line."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tls.md").read_text()
+    (found,) = (block for block in page.split("```")[1::2] if holding in block)
+    return found.partition("\n")[2]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_the_recipe_makes_certificates_that_fit(tmp_path: Path) -> None:
+    recipe = block("openssl req -x509")
+    subprocess.run(["sh", "-ec", recipe], cwd=tmp_path, check=True, capture_output=True)
+    papers = Papers(folder=tmp_path)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context(papers.settings("client")).wrap_bio(
+        back, there, server_hostname="localhost"
+    )
+    server = server_context(papers.settings("server")).wrap_bio(there, back, server_side=True)
+    for end in (client, server, client, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    assert client.version() == server.version() == "TLSv1.3"
+
+
+def test_the_tables_of_the_page_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "dcmhaul.toml"
+    path.write_text(block("[nodes.new]"))
+    configuration = load_configuration(str(path))
+    assert configuration.nodes["new"].tls is not None
+    assert configuration.receive_tls is not None

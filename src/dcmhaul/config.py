@@ -98,8 +98,8 @@ def pdu_length(value: str | int) -> int:
 class TlsSettings:
     """How TLS is spoken; paths of PEM files.
 
-    key, certificate: our own, both or neither. ca: whose certificates are trusted; () is the system's.
-    check_hostname: the peer's certificate must name the host that we connect to. peer_certificate:
+    key, certificate: our own, both or neither. ca: whose certificates are trusted; () is nobody's, or the
+    system's where the host is checked. check_hostname: the peer's certificate must name the host that we connect to. peer_certificate:
     `require`, `verify` (where a requestor presents one) or `ignore`.
     """
 

@@ -102,7 +102,6 @@ def test_nodes_have_tls_of_their_own(
         (("+tla", "+tls", "a.key", "a.pem"), 2, "+tls and +tla contradict each other"),
         (("+tls", "a.key", "a.pem"), 2, "a.key: No such file or directory"),
         (("+tls", "a.key"), 2, "+tls"),
-        (("+tla",), 2, "+cf FILE names the certificate of the peer"),
         (("+pw", "secret"), 2, "+pw: an option of DCMTK's echoscu that dcmhaul does not support"),
     ],
 )
@@ -193,9 +192,13 @@ def test_receive_takes_its_table(papers: Papers, capsys: pytest.CaptureFixture[s
     assert err == "dcmhaul receive: x: No such file or directory\n"
 
 
-def test_a_server_that_could_let_nobody_in_does_not_start(
-    papers: Papers, capsys: pytest.CaptureFixture[str]
+def test_who_trusts_nobody_refuses_everybody(
+    archive: Process, papers: Papers, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = run(capsys, "receive", "0", "--discard", "+tls", *papers.pair("server"))
-    assert code == 2
-    assert "+cf FILE names the authority that signs them" in err
+    code, _, err = run(capsys, "echo", archive.address, "+tls", *papers.pair("client"))
+    assert (code, err.count("\n")) == (3, 1)
+    assert "of no authority that is trusted here (+cf FILE)" in err
+    words = ("+tls", *papers.pair("server"), "--discard", "--bind", "127.0.0.1")
+    with process("receive", "0", *words) as server:
+        assert run(capsys, "echo", server.address, *flags(papers))[0] == 3
+    assert any(line.startswith("every caller will be refused: +cf FILE") for line in server.said)

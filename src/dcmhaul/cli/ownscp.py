@@ -115,7 +115,7 @@ class OwnScp:
         options = socket_options(self._network)
         if configured is None and flags.key_pair is None and not flags.anonymous:
             return options
-        return replace(options, tls=server_tls(flags, configured))
+        return replace(options, tls=server_tls(flags, configured, self._session.console.warn))
 
     async def _handle(self, association: Association) -> None:
         console = self._session.console

@@ -115,7 +115,8 @@ class Server:
         """tls: what the configuration says of it, for the flags to change."""
         self.session = session
         self.network = network
-        self._options = replace(socket_options(network), tls=server_tls(network.tls, tls))
+        context = server_tls(network.tls, tls, session.console.warn)
+        self._options = replace(socket_options(network), tls=context)
         self.ae_title = network.calling_ae_title or DEFAULT_AE_TITLE
         self._port = port
         self._bind = bind.strip("[]")

@@ -11,6 +11,7 @@ from dcmhaul.config import TlsSettings
 from dcmhaul.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
 __all__ = ["TlsFlags", "pack_tls", "peer_tls", "server_tls", "tls_options"]
@@ -69,11 +70,18 @@ def peer_tls(flags: TlsFlags, configured: TlsSettings | None) -> TlsSettings | N
     return settings
 
 
-def server_tls(flags: TlsFlags, configured: TlsSettings | None) -> Any:
-    """The context of a server's TLS, or None; ConfigurationError as `peer_tls`."""
+def server_tls(
+    flags: TlsFlags, configured: TlsSettings | None, warn: Callable[[str], None]
+) -> ssl.SSLContext | None:
+    """What a server's TLS presents and trusts, or None; ConfigurationError as `peer_tls`."""
     settings = flags.onto(configured)
     if settings is None:
         return None
+    if settings.peer_certificate == "require" and not settings.ca:
+        warn(
+            "every caller will be refused: +cf FILE names the authority that signs their certificates; "
+            "-vc takes callers without one, -ic checks none"
+        )
     from dcmhaul.net.credentials import server_context
 
     return server_context(settings)

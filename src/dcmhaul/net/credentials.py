@@ -23,6 +23,13 @@ def secured(options: SocketOptions, tls: TlsSettings | None) -> SocketOptions:
     return options if tls is None else replace(options, tls=client_context(tls))
 
 
+_SERVER_MODES = {
+    "require": ssl.CERT_REQUIRED,
+    "verify": ssl.CERT_OPTIONAL,
+    "ignore": ssl.CERT_NONE,
+}
+
+
 @cache
 def client_context(settings: TlsSettings) -> ssl.SSLContext:
     """What an association requestor presents and trusts; ConfigurationError where a file is of no use.
@@ -34,13 +41,8 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
     if settings.peer_certificate == "ignore":
         context.verify_mode = ssl.CERT_NONE
     elif not settings.ca and settings.check_hostname:
+        # The system's authorities vouch for a host's name. Unless that is compared, anybody would pass.
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    elif not settings.ca:
-        # The public authorities vouch for a host's name. Unless that is compared, anybody would pass.
-        raise ConfigurationError(
-            "TLS needs to know whom to trust: +cf FILE names the certificate of the peer or of its "
-            "authority; --check-hostname trusts the system's, -ic checks nothing"
-        )
     return context
 
 
@@ -51,17 +53,7 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
         raise ConfigurationError("a TLS server needs a key and a certificate: +tls KEY CERT")
     context = _context(ssl.PROTOCOL_TLS_SERVER, settings)
     context.num_tickets = 0  # nobody resumes, and a peer that only sends would never read them
-    if settings.peer_certificate == "require":
-        if not settings.ca:
-            raise ConfigurationError(
-                "a TLS server requires a certificate of each caller: +cf FILE names the authority that "
-                "signs them; -vc takes callers without one, -ic checks none"
-            )
-        context.verify_mode = ssl.CERT_REQUIRED
-    elif settings.peer_certificate == "verify":
-        context.verify_mode = ssl.CERT_OPTIONAL
-    else:
-        context.verify_mode = ssl.CERT_NONE
+    context.verify_mode = _SERVER_MODES[settings.peer_certificate]
     return context
 
 

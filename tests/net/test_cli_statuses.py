@@ -12,6 +12,7 @@ import trio
 from dcmhaul.cli import main
 from dcmhaul.objects.synth import write_studies
 from dcmhaul.protocol.statuses import describe
+from tests.hostile.octets import data_pdu, element
 from tests.hostile.scripted_scp import ScriptedScp, response, running
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ FIND = {
 }
 # Patient's name and level: tag and keyword are said. The comment holds what would steer a terminal.
 OFFENDING = (0x00100010, 0x00080052, 0x00091001)
+# One match, in explicit VR little endian.
+MATCH = element(0x00100010, "PN", b"DOE^J ")
 SAID = "; offending: (0010,0010) PatientName, (0008,0052) QueryRetrieveLevel, (0009,1001)"
 
 
@@ -123,17 +126,11 @@ async def test_a_long_comment_is_cut(capsys: pytest.CaptureFixture[str]) -> None
 
 
 async def test_find_tells_what_findscu_tells(capsys: pytest.CaptureFixture[str]) -> None:
-    match = bytes.fromhex("10001000 504e 0600") + b"DOE^J "
     pending = [0xFF00, 0xFF01]
 
     def answer(_n: int, request: dict[str, Any]) -> bytes:
-        from tests.hostile.octets import data_pdu
-
-        context_id = request["context_id"]
-        return b"".join(
-            response(request, Status=status, CommandDataSetType=1) + data_pdu(context_id, match)
-            for status in pending
-        ) + response(request, Status=0)
+        matches = [with_dataset(request, status, MATCH) for status in pending]
+        return b"".join(matches) + response(request, Status=0)
 
     arguments = ("-S", "-v", "-k", "PatientName=DOE*")
     code, out, err = await ask(ScriptedScp(answer), capsys, "find", *arguments)
@@ -154,3 +151,53 @@ async def test_find_tells_what_findscu_tells(capsys: pytest.CaptureFixture[str])
     code, _, err = await ask(ScriptedScp(answer), capsys, "find", *arguments, "-d")
     assert code == 0
     assert err.count("(0010,0010) PN [DOE^J]  ") == 2
+
+
+# -- datasets where none belongs, and none where one is due
+
+
+def with_dataset(request: dict[str, Any], status: int, dataset: bytes) -> bytes:
+    return response(request, Status=status, CommandDataSetType=1) + data_pdu(
+        request["context_id"], dataset
+    )
+
+
+async def test_an_echo_that_is_answered_with_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    scp = ScriptedScp(lambda _n, rq: with_dataset(rq, 0, b"some"))
+    code, out, err = await ask(scp, capsys, "echo")
+    assert (code, out) == (3, "")
+    assert err == "dcmhaul echo: CEchoRsp where the response to our C-ECHO was due\n"
+    assert scp.ends == [(7, 0, 0)]
+
+
+async def test_a_final_response_with_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says nothing that the standard knows, and does no harm."""
+    scp = ScriptedScp(lambda _n, rq: with_dataset(rq, 0, MATCH))
+    code, out, err = await ask(scp, capsys, "find", "-S", "-k", "PatientName")
+    assert (code, out, err) == (4, "PatientName\n", "")
+
+
+@pytest.mark.parametrize(
+    ("match", "said"),
+    [
+        (None, "a response without an identifier"),
+        (b"\x10\x00\x10\x00PN\xff\x7fDOE", ""),
+        (b"\x10\x00", ""),
+    ],
+)
+async def test_a_match_that_is_none(
+    match: bytes | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next one is printed all the same."""
+
+    def answer(_n: int, request: dict[str, Any]) -> bytes:
+        broken = response(request, Status=0xFF00)
+        if match is not None:
+            broken = with_dataset(request, 0xFF00, match)
+        return broken + with_dataset(request, 0xFF00, MATCH) + response(request, Status=0)
+
+    code, out, err = await ask(ScriptedScp(answer), capsys, "find", "-S", "-k", "PatientName")
+    assert (code, out) == (6, "PatientName\nDOE^J\n")
+    assert err.count("\n") == 1
+    assert f"match 1 cannot be read: {said}" in err
+    assert "DOE" not in err

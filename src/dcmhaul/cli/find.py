@@ -217,8 +217,8 @@ class _Find:
 
         session = self.session
         answer = session.answer
-        if session.console.level < Level.DEBUG:
-            data, syntax = response.identifier or b"", response.transfer_syntax
+        if session.console.level < Level.DEBUG and response.identifier is not None:
+            data, syntax = response.identifier, response.transfer_syntax
             if answer.json_lines and (found := plain.json_object(data, syntax)) is not None:
                 answer.record(found)
                 return True

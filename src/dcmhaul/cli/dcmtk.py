@@ -184,6 +184,23 @@ _INSTEAD = {
         ("--allow AET[@HOST] says who may call", "+ac --access-control"),
         ("-d says what goes out", "--arguments"),
         ("queries go uncompressed", "-xd --propose-deflated"),
+        (
+            "keys are PEM files without a password",
+            "+pw --use-passwd -pw --null-passwd -der --der-keys",
+        ),
+        ("+cf, as often as needed, names the files", "+cd --add-cert-dir"),
+        (
+            "no revocation lists are read",
+            "+crl --add-crl-file +crv --enable-crl-vfy +cra --enable-crl-all",
+        ),
+        (
+            "TLS 1.2 and 1.3 are spoken, with ciphers that have forward secrecy",
+            """+pg --profile-8996 +pm --profile-8996-mod +py --profile-bcp195-nd +px --profile-bcp195
+            +pz --profile-bcp195-ex +pb --profile-basic +pa --profile-aes +pn --profile-null
+            +cc --list-ciphers +cs --cipher +dp --dhparam""",
+        ),
+        ("the system's randomness is used", "+rs --seed +ws --write-seed +wf --write-seed-file"),
+        ("-v tells what was negotiated", "-pts --propose-ts -ppc --propose-pc"),
     )
     for flag in flags.split()
 }

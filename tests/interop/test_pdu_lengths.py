@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from dcmhaul.cli import main
 from dcmhaul.objects.part10 import FileInstance
 from dcmhaul.objects.sources import open_entries
 from dcmhaul.objects.synth import write_studies
 from tests.interop import peers, stores
+from tests.net.test_cli import process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,3 +72,36 @@ async def test_pynetdicom_sends_where_nothing_limits_it(made: Path, tmp_path: Pa
         assert done.returncode == 0, done.stdout
         assert sinks.stored == 2
     assert stores.received(tmp_path) == stores.expected(files(made))
+
+
+@pytest.mark.parametrize("length", ["4096", "0"])
+def test_get_announces_another_length_than_the_server(
+    length: str, made: Path, tmp_path: Path
+) -> None:
+    with peers.dcmqrscp(tmp_path / "server") as server:
+        assert main(["send", "-q", server.address, str(made)]) == 0
+        options = [
+            "-P",
+            "-k",
+            "PatientID=SYNTH-000001",
+            "-pdu",
+            length,
+            "-od",
+            str(tmp_path / "got"),
+        ]
+        assert main(["get", "-q", server.address, *options]) == 0
+    assert stores.received(tmp_path / "got") == stores.expected(files(made))
+
+
+@pytest.mark.parametrize("ours", ["4096", "0"])
+def test_getscu_announces_less_than_the_archive(ours: str, made: Path, tmp_path: Path) -> None:
+    arguments = ("archive", "--dir", tmp_path / "archive", "--port", "0", "--aet", "ARCH")
+    with process(*arguments, "--bind", "127.0.0.1", "-pdu", ours) as archive:
+        where = ("-aec", "ARCH", "127.0.0.1", archive.port)
+        paths = [one.path for one in files(made)]
+        peers.run_tool("storescu", *where, *paths, check=True)
+        (tmp_path / "got").mkdir()
+        keys = ("-k", "QueryRetrieveLevel=PATIENT", "-k", "PatientID=SYNTH-000001")
+        options = ("-P", *keys, "-pdu", 4096, "+B", "-od", tmp_path / "got")
+        peers.run_tool("getscu", *options, *where, check=True)
+    assert stores.received(tmp_path / "got") == stores.expected(files(made))

@@ -30,7 +30,8 @@ from tests.hostile.octets import (
     store_rq,
     user_information,
 )
-from tests.hostile.scripted_scp import ScriptedScp, running
+from tests.hostile.scripted_scp import ScriptedScp, response, running
+from tests.net.test_cli import process
 from tests.reference import codec
 
 if TYPE_CHECKING:
@@ -185,6 +186,23 @@ async def test_a_length_that_carries_nothing_is_one_line_and_an_abort(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert f"takes P-DATA of {announced} octets at most" in err
+
+
+@pytest.mark.parametrize("typed", ["0", "4096", "4294967295"])
+async def test_what_is_typed_is_announced(typed: str) -> None:
+    async with running(ScriptedScp(lambda _number, rq: response(rq))) as scp:
+        arguments = ["find", f"PEER@127.0.0.1:{scp.port}", "-S", "-k", "PatientID", "-pdu", typed]
+        assert await trio.to_thread.run_sync(main, arguments) == 4
+    assert scp.requests[0]["max_length_received"] == int(typed)
+
+
+@pytest.mark.parametrize("typed", ["0", "4294967295"])
+async def test_what_is_typed_is_announced_by_a_server(typed: str) -> None:
+    with process("receive", "0", "--bind", "127.0.0.1", "--discard", "-pdu", typed) as receiver:
+        async with raw_requestor(receiver.port, 0) as (peer, said):
+            assert said == int(typed)
+            await peer.send(release_rq)
+            await peer.read_to_end()
 
 
 # -- what is sent to us

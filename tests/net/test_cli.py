@@ -555,6 +555,18 @@ def test_get_by_a_patients_name(
     assert pydicom.dcmread(file) == pydicom.dcmread(CT)
 
 
+def test_get_by_a_dump_and_a_key_in_an_item(
+    archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keys.dump").write_text(
+        "(0008,0052) CS [STUDY]   # as dcmdump prints it\n(0010,0010) PN [CompressedSamples^CT1]\n"
+    )
+    options = ("-S", "-k", "RequestAttributesSequence[0].0040,1001", "-od", tmp_path / "got", "-d")
+    code, out, err = run(capsys, "get", archive.address, tmp_path / "keys.dump", *options)
+    assert (code, out.split(",")[0]) == (0, "1 instance retrieved")
+    assert "  (fffe,e000) na (Item #=1)\n    (0040,1001) SH (no value available)" in err
+
+
 @pytest.mark.parametrize("associations", ["1", "3", "20"])
 def test_get_over_associations(
     archive: Process, tmp_path: Path, associations: str, capsys: pytest.CaptureFixture[str]

@@ -205,6 +205,20 @@ async def test_what_is_typed_is_announced_by_a_server(typed: str) -> None:
             await peer.read_to_end()
 
 
+@pytest.mark.parametrize(("announced", "warned"), [(8, True), (1023, True), (1024, False)])
+async def test_a_length_that_is_slow_is_told_and_kept(
+    announced: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running(ScriptedScp(lambda _n, rq: response(rq), length=announced)) as scp:
+        arguments = ["echo", f"PEER@127.0.0.1:{scp.port}", "--repeat", "2"]
+        assert await trio.to_thread.run_sync(main, arguments) == 0
+    assert scp.longest_pdu <= announced
+    warning = (
+        f"warning: 127.0.0.1:{scp.port} takes PDUs of {announced} bytes at most, which is slow\n"
+    )
+    assert capsys.readouterr().err == (warning if warned else "")
+
+
 # -- what is sent to us
 
 

@@ -49,6 +49,9 @@ __all__ = [
 # So many presentation contexts `-v` lists; a retrieve proposes a hundred of them.
 CONTEXTS_FEW = 4
 
+# Below it more goes out in headers than a link should bear; such a peer may not mean it.
+PDU_LENGTH_SLOW = 1024
+
 _RESULT_TEXT = {
     ContextResult.USER_REJECTION: "rejected by the user",
     ContextResult.NO_REASON: "rejected without a reason",
@@ -142,6 +145,11 @@ def check_agreement(session: Session, network: NetworkOptions, association: Asso
         if len(refused) == 1:
             what = f"no context for {uids.name(refused.pop())}"
         raise NoAcceptedContext(f"{association.peer} accepted {what}{_reasons(agreement)}")
+    length = agreement.pdu_length_send_max
+    if length < PDU_LENGTH_SLOW:
+        session.console.warn_once(
+            f"warning: {association.peer} takes PDUs of {length} bytes at most, which is slow"
+        )
 
 
 def _contexts(count: int) -> str:

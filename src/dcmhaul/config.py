@@ -99,8 +99,8 @@ class TlsSettings:
     """How TLS is spoken; paths of PEM files.
 
     key, certificate: our own, both or neither. ca: whose certificates are trusted; () is nobody's, or the
-    system's where the host is checked. check_hostname: the peer's certificate must name the host that we connect to. peer_certificate:
-    `require`, `verify` (where a requestor presents one) or `ignore`.
+    system's where the host is checked. check_hostname: the peer's certificate must name the host that we
+    connect to. peer_certificate: `require`, `verify` (where a requestor presents one) or `ignore`.
     """
 
     key: str | None = None

@@ -35,7 +35,12 @@ PDU_LENGTH_MAX = 131072
 
 # Where distributions put what is not always on a user's PATH.
 EXTRA_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin")
-PACKAGES = {"Orthanc": "orthanc", "iperf3": "iperf3", "pynetdicom": "pynetdicom (pip)"}
+PACKAGES = {
+    "Orthanc": "orthanc",
+    "iperf3": "iperf3",
+    "openssl": "openssl",
+    "pynetdicom": "pynetdicom (pip)",
+}
 
 
 class PeerFailed(RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import subprocess
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,10 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 
+from dcmhaul.protocol.negotiation import AssociationRequest
+from dcmhaul.uids import IMPLICIT_VR_LITTLE_ENDIAN as IMPLICIT
+from dcmhaul.uids import VERIFICATION
+from dcmhaul.wire.items import PresentationContextRq
 from tests.certificates import Papers, make_papers
 from tests.interop import peers
 from tests.net.test_cli import _elsewhere, process, run
@@ -156,6 +161,48 @@ def test_our_archive_moves_to_a_node_with_tls(
             assert retrieve(archive, papers, "move", server.aet)[0] == 0
     (moved,) = folder.iterdir()
     assert pydicom.dcmread(moved) == pydicom.dcmread(CT)
+
+
+def test_a_peer_that_asks_for_new_keys(archive: Process, papers: Papers) -> None:
+    """By a KeyUpdate of OpenSSL's own client (RFC 8446 §4.6.3), before its A-ASSOCIATE-RQ."""
+    key, certificate = papers.pair("client")
+    argv = [
+        peers.require("openssl"),
+        "s_client",
+        "-connect",
+        f"127.0.0.1:{archive.port}",
+        "-tls1_3",
+    ]
+    argv += ["-key", key, "-cert", certificate, "-CAfile", papers.path("ca.pem")]
+    request = AssociationRequest(
+        called_ae_title=archive.title,
+        calling_ae_title="OPENSSL",
+        contexts=(
+            PresentationContextRq(
+                context_id=1, abstract_syntax=VERIFICATION, transfer_syntaxes=(IMPLICIT,)
+            ),
+        ),
+    )
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+
+        def read_until(text: bytes) -> None:
+            seen = b""
+            while text not in seen:
+                seen += client.stdout.read(65536) or pytest.fail(repr(seen))  # type: ignore[union-attr]
+
+        try:
+            read_until(b"Verify return code")
+            for _ in range(3):
+                client.stdin.write(b"K\n")
+                read_until(b"KEYUPDATE")
+            client.stdin.write(request.to_pdu().encode())
+            read_until(b"\x02\x00\x00\x00")  # the A-ASSOCIATE-AC
+        finally:
+            client.kill()
 
 
 # -- our clients, their servers -------------------------------------------------------------------

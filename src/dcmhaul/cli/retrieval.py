@@ -12,8 +12,15 @@ from dcmhaul.cli.completion import (
     question,
     retrieve_identifiers,
 )
-from dcmhaul.cli.keys import QUERY_RETRIEVE_LEVEL, Identifier, dump_lines, encode_identifier
+from dcmhaul.cli.keys import (
+    QUERY_RETRIEVE_LEVEL,
+    Element,
+    Identifier,
+    dump_lines,
+    encode_identifier,
+)
 from dcmhaul.cli.models import MODELS, unique_keys
+from dcmhaul.engine.planning import ExpectedInstance, storage_class
 from dcmhaul.errors import DcmhaulError
 from dcmhaul.protocol.statuses import SUCCESS, describe
 from dcmhaul.services.query import find
@@ -31,11 +38,14 @@ __all__ = ["COMMON_CLASSES", "FindFailed", "Questioner", "storage_contexts"]
 
 _SOP_CLASS: Final = 0x00080016
 _SOP_CLASSES_IN_STUDY: Final = 0x00080062
+_AVAILABLE_TRANSFER_SYNTAX: Final = 0x00083002
 
 # One of the 128 contexts is the retrieve's own.
 STORAGE_CONTEXTS_MAX: Final = 127
 # Series that are asked for their SOP classes one by one, where studies do not tell theirs.
 SERIES_ASKED_MAX: Final = 64
+# Questions by which the instances of a get are listed beforehand; each takes a round trip.
+LISTINGS_MAX: Final = 1024
 # Questions for the instances that a retrieve should bring; each takes a round trip.
 INSTANCE_QUESTIONS_MAX: Final = 256
 
@@ -126,6 +136,7 @@ class Questioner:
         self._model = model
         self._console = console
         self._questions_left = 0
+        self._listings_left = LISTINGS_MAX
 
     async def ask(self, identifier: Identifier) -> list[Dataset]:
         """All matches; FindFailed where the final status is no success."""
@@ -225,6 +236,58 @@ class Questioner:
                 return None
             found += below
         return found
+
+    async def listed(self, unit: Identifier) -> dict[str, dict[str, ExpectedInstance]] | None:
+        """The instances of a unit as the peer lists them, by Study and SOP Instance UID.
+
+        None where they cannot be known, or would take too many questions.
+        """
+        levels = levels_of(self._model)
+        level = level_of(unit)
+        if level not in levels or "IMAGE" not in levels:
+            return None
+        if level == "IMAGE":
+            return await self._listed_images(unit)
+        lower = levels[levels.index(level) + 1]
+        self._listings_left -= len(unit.text(UNIQUE_KEYS[level]).split("\\"))
+        if self._listings_left < 0:
+            return None
+        matches = await self._below(unit, lower) if lower != "IMAGE" else None
+        if matches is None:
+            parts = self._singles(unit)
+            for part in parts:
+                part.put(QUERY_RETRIEVE_LEVEL, "IMAGE", "CS")
+        else:
+            if not all(match.get(UNIQUE_KEYS[lower]) for match in matches):
+                return None
+            parts = retrieve_identifiers(self._model, lower, matches)
+        found: dict[str, dict[str, ExpectedInstance]] = {}
+        for part in parts:
+            below = await self.listed(part)
+            if below is None:
+                return None
+            for study, instances in below.items():
+                found.setdefault(study, {}).update(instances)
+        return found
+
+    async def _listed_images(self, unit: Identifier) -> dict[str, dict[str, ExpectedInstance]]:
+        study, series, instance = (UNIQUE_KEYS[name] for name in ("STUDY", "SERIES", "IMAGE"))
+        query = unit.copy()
+        for tag in (_SOP_CLASS, _AVAILABLE_TRANSFER_SYNTAX):
+            query.put(tag, "", "UI")
+        query.elements.setdefault(instance, Element(instance, "UI", ""))
+        found: dict[str, ExpectedInstance] = {}
+        for dataset in await self.ask(query):
+            [uid, *_] = _uids(dataset, instance) or [""]
+            if uid:
+                syntaxes = _uids(dataset, _AVAILABLE_TRANSFER_SYNTAX)
+                found[uid] = ExpectedInstance(
+                    sop_instance_uid=uid,
+                    sop_class_uid=storage_class("".join(_uids(dataset, _SOP_CLASS))),
+                    series_instance_uid=unit.text(series),
+                    transfer_syntax_uid=syntaxes[0] if len(syntaxes) == 1 else "",
+                )
+        return {unit.text(study): found} if found else {}
 
     async def sop_classes(self, units: Sequence[Identifier]) -> list[str]:
         """The SOP classes of what the units hold; the common ones too where that cannot be known."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager, ExitStack
 
+    import trio
+
     from dcmhaul.cli.keys import Identifier
     from dcmhaul.cli.network import CountingObserver
     from dcmhaul.cli.retrieval import Questioner
@@ -179,6 +181,8 @@ class Retrieval:
         self.count = count
         self.operation = operation
         self.stop = StopRequest()
+        self._opening: set[trio.CancelScope] = set()
+        self.stop.on_request(self._open_no_more)
         self.total: int | None = None
         self.uncounted = 0
 
@@ -325,15 +329,38 @@ class Retrieval:
         retrieve: Callable[[Association, U], Awaitable[None]],
     ) -> None:
         """On one association, one unit after another; where it breaks, others go on with the rest."""
+        import trio
+
+        opening = trio.CancelScope()
+        self._opening.add(opening)
         try:
-            async with opened as association:
-                while pending and not self.stop.requested:
-                    await retrieve(association, pending.popleft())
-                if self.settings.abort:
-                    await association.abort()
+            with opening:
+                await self._each_unit(opened, opening, pending, retrieve)
         except DcmhaulError as error:
             self.session.begun = self.session.begun or self.count.instances > 0
             self.session.fail(error)
+        finally:
+            self._opening.discard(opening)
+
+    async def _each_unit(
+        self,
+        opened: AbstractAsyncContextManager[Association],
+        opening: trio.CancelScope,
+        pending: deque[U],
+        retrieve: Callable[[Association, U], Awaitable[None]],
+    ) -> None:
+        async with opened as association:
+            # From here on a stop is heard by what runs.
+            self._opening.discard(opening)
+            while pending and not self.stop.requested:
+                await retrieve(association, pending.popleft())
+            if self.settings.abort:
+                await association.abort()
+
+    def _open_no_more(self) -> None:
+        """Who waits for an association has nothing in flight."""
+        for opening in self._opening:
+            opening.cancel()
 
     # -- what was answered ----------------------------------------------------------------------
 
@@ -345,6 +372,16 @@ class Retrieval:
             text = describe(response.status, self.operation)
             self.session.console.info(f"{self.operation}-RSP: {text}{_counts(response)}")
 
+    def said(self, response: RetrieveResponse) -> str:
+        """Says a final response; returns its status in words."""
+        from dcmhaul.cli.responses import response_text
+
+        text = response_text(
+            response.status, self.operation, response.offending, response.error_comment
+        )
+        self.session.console.info(f"final {self.operation}-RSP: {text}{_counts(response)}")
+        return text
+
     def judge(
         self, response: RetrieveResponse, refused_here: int, *, cancelled: bool = False
     ) -> None:
@@ -352,7 +389,6 @@ class Retrieval:
 
         cancelled: we asked for the end of this one.
         """
-        from dcmhaul.cli.responses import response_text
         from dcmhaul.protocol.statuses import CANCEL, COERCION, SUCCESS
 
         self.session.begun = True
@@ -362,10 +398,7 @@ class Retrieval:
         for uid in response.failed_sop_instance_uids:
             console.error(f"failed: {uid}")
             self.session.answer.record({"type": "failed", "sop_instance_uid": uid})
-        text = response_text(
-            response.status, self.operation, response.offending, response.error_comment
-        )
-        console.info(f"final {self.operation}-RSP: {text}{_counts(response)}")
+        text = self.said(response)
         if response.status in (SUCCESS, COERCION):
             if failed:
                 self.session.code(Exit.RETRYABLE)

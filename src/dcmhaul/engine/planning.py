@@ -29,6 +29,7 @@ __all__ = [
     "pair_contexts",
     "plan_requests",
     "retrieve_identifier",
+    "storage_class",
 ]
 
 STORAGE_CONTEXTS_MAX = 127
@@ -193,6 +194,11 @@ class ExpectedInstance:
     transfer_syntax_uid: str = ""
     locator: str = ""
     """Of a folder: the path below it."""
+
+
+def storage_class(uid: str) -> str:
+    """The UID; "", as if none were named, where it cannot be that of a storage class."""
+    return uid if uids.is_valid_uid(uid) and uid not in uids.OTHER_UIDS else ""
 
 
 def carried(instances: Iterable[ExpectedInstance], pairs: Collection[tuple[str, str]]) -> set[str]:

@@ -14,7 +14,7 @@ from pydicom.errors import InvalidDicomError
 
 from dcmhaul import uids
 from dcmhaul.archive.matching import InvalidKey, Matcher, is_universal, make_matcher
-from dcmhaul.engine.planning import ExpectedInstance
+from dcmhaul.engine.planning import ExpectedInstance, storage_class
 from dcmhaul.errors import ConfigurationError, DcmhaulError, InstanceError, NotDicom
 from dcmhaul.migrate.plan import path_text, text_path
 from dcmhaul.migrate.tables import Exclusion, StudyListing
@@ -227,15 +227,10 @@ class InstanceQuery:
                 syntaxes = match[_AVAILABLE_SYNTAX].split("\\")
                 found[uid] = ExpectedInstance(
                     sop_instance_uid=uid,
-                    sop_class_uid=_storage_class(match[_SOP_CLASS]),
+                    sop_class_uid=storage_class(match[_SOP_CLASS]),
                     series_instance_uid=match[_SERIES_INSTANCE] or series_uid,
                     transfer_syntax_uid=syntaxes[0] if len(syntaxes) == 1 else "",
                 )
-
-
-def _storage_class(uid: str) -> str:
-    """The UID; "", as if none were named, where it cannot be that of a storage class."""
-    return uid if uids.is_valid_uid(uid) and uid not in uids.OTHER_UIDS else ""
 
 
 # -- folders --------------------------------------------------------------------------------------------

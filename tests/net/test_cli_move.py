@@ -363,6 +363,13 @@ async def test_cancel_after_so_many_responses(bench: Any, own: bool) -> None:
     assert "final C-MOVE-RSP: 0xFE00 Cancel: sub-operations ended after a cancel" in ended.err
 
 
+async def test_a_cancel_before_anything_came_is_no_failure(bench: Any) -> None:
+    async with bench() as at:
+        ended = await at.receive(*KEY, "--cancel", 1)
+    assert ended.numbers[0] == 0
+    assert "nothing matched" not in ended.err
+
+
 async def test_a_cancel_that_nobody_asked_for_is_no_success(bench: Any) -> None:
     async with bench(Lies(refusal=(0xFE00, ""))) as at:
         assert (await at.receive()).numbers == (5, 0, 0)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from dcmhaul.net import open_association
 from dcmhaul.objects.synth import write_studies
 from dcmhaul.protocol.dimse import CStoreRq
 from tests.engine.fake_archive import FakeArchive, Faults, make_instance
+from tests.net.moving_archive import Lies, MovingArchive
 from tests.net.test_association import CT, request
 
 if TYPE_CHECKING:
@@ -222,6 +224,41 @@ async def test_get(tmp_path: Path, number: int, times: int) -> None:
     if times == 1:
         assert 10 <= summary["instances"] == len(files) == len(old.sent)
         assert set(old.endings) == {"released"}
+    else:
+        assert summary["instances"] <= len(files) <= summary["instances"] + 1
+    for path in files:
+        assert path.read_bytes().endswith(old.instances[path.name.removesuffix(".dcm")].dataset)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_move(tmp_path: Path, times: int) -> None:
+    """As get: once cancels and keeps what still comes, twice leaves what is there whole."""
+    lies = Lies(sub_operation=lambda _number: time.sleep(0.02))
+    old = MovingArchive([make_instance(n) for n in range(200)], lies)
+    folder = tmp_path / "in"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        old.destinations["OURS"] = probe.getsockname()[1]
+    async with old.running("OLD") as peer:
+        arguments: list[str | Path] = [
+            "move",
+            address(peer),
+            "-S",
+            "-k",
+            "StudyInstanceUID=1.2.3.1",
+        ]
+        arguments += ["-aet", "OURS", "+P", str(old.destinations["OURS"]), "-od", folder]
+        running = await interrupted(
+            tmp_path, arguments, lambda: len(old.sent) >= 10, signal.SIGINT, times
+        )
+    assert running.process.returncode == 130
+    summary = running.summary
+    files = list(folder.iterdir())
+    assert summary["exit_code"] == 130
+    assert len(old.sent) < 200
+    if times == 1:
+        assert 10 <= summary["instances"] == len(files) == len(old.sent)
+        assert old.cancelled == 1
     else:
         assert summary["instances"] <= len(files) <= summary["instances"] + 1
     for path in files:

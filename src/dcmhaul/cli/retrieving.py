@@ -167,8 +167,8 @@ class Retrieval:
     """One run of get or move. operation: `C-GET` or `C-MOVE`, as it is said.
 
     The first signal sets `stop.event`, the second cancels `stop.cancel_scope`. total: the instances that
-    are to come, None where that is not known. uncounted: retrieves that succeeded, and nobody said
-    with how many.
+    are to come, None where that is not known. uncounted: retrieves that ended as they should,
+    and nobody said with how many instances.
     """
 
     def __init__(
@@ -403,7 +403,9 @@ class Retrieval:
             if failed:
                 self.session.code(Exit.RETRYABLE)
                 console.error(f"{failed} sub-operations failed: {text}")
-        elif response.status != CANCEL or not (cancelled or self.stop.requested):
+        elif response.status == CANCEL and (cancelled or self.stop.requested):
+            self.uncounted += 1
+        else:
             self.session.code(for_status(response.status) or Exit.PERMANENT)
             console.error(f"dcmhaul {self.session.name}: {text}")
             self.session.errors.append(text)

@@ -57,6 +57,8 @@ check: $(VENV)/.check
 bench: $(VENV)/.test
 	$(BIN)/python -m bench.loopback
 	$(BIN)/python -m bench.tls
+	$(BIN)/python -m bench.query
+	$(BIN)/python -m bench.retrieve
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.startup

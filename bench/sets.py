@@ -80,11 +80,21 @@ def workspace() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def make(folder: Path, name: str, count: int, shape: Shape | None = None) -> DataSet:
+def make(
+    folder: Path, name: str, count: int, shape: Shape | None = None, *, seed: int = 1
+) -> DataSet:
     """Lets `dcmhaul synth` write `count` objects and flattens them into one folder."""
     shape = shape or SHAPES[name]
     made, flat = folder / f"{name}-made", folder / name
-    argv = [*process.dcmhaul(), "synth", str(made), "--seed", "1", "--modality", shape.modality]
+    argv = [
+        *process.dcmhaul(),
+        "synth",
+        str(made),
+        "--seed",
+        str(seed),
+        "--modality",
+        shape.modality,
+    ]
     argv += ["--studies", "1", "--series", "1", "--instances", str(count)]
     argv += ["--rows", str(shape.rows), "--columns", str(shape.columns)]
     argv += ["--frames", str(shape.frames)] if shape.frames > 1 else []

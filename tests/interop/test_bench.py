@@ -69,6 +69,29 @@ def test_tls_measures_every_pair() -> None:
         assert float(cells(text, title)[1].replace(",", "")) > 0
 
 
+def test_query_measures_find_and_findscu() -> None:
+    peers.require("findscu")
+    wanted = "cubic" if congestion.usable("cubic") else "kernel"
+    text = bench("query", "--congestion", wanted)
+    for title in ("dcmhaul find", "findscu, TCP_NODELAY=1", "findscu as installed"):
+        assert float(cells(text, title)[1].replace(",", "")) > 0
+    assert "not measured" not in text
+
+
+def test_retrieve_measures_every_pair() -> None:
+    for tool in ("getscu", "dcmqrscp"):
+        peers.require(tool)
+    wanted = "cubic" if congestion.usable("cubic") else "kernel"
+    text = bench("retrieve", "--congestion", wanted)
+    for title in (
+        "dcmhaul get (window 16) ← dcmhaul archive",
+        "getscu, TCP_NODELAY=1 ← dcmqrscp, TCP_NODELAY=1",
+        "getscu, as installed ← dcmqrscp, as installed, into files",
+    ):
+        assert float(cells(text, title)[1].replace(",", "")) > 0
+    assert "not measured" not in text
+
+
 def test_ledger_measures_with_and_without() -> None:
     text = bench("ledger")
     for case in ("offered 10 000/s", "full speed"):

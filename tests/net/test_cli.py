@@ -426,6 +426,16 @@ def test_get_syncs_what_it_files(
     assert len(calls) == syncs
 
 
+def test_get_with_a_window(
+    archive: Process, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("-S", "-k", "PatientID=SYNTH*", "-od", tmp_path, "-v")
+    code, _, err = run(capsys, "get", archive.address, *keys, "--window", "8")
+    assert code == 0
+    assert "window 8" in err
+    assert len(list(tmp_path.glob("*.dcm"))) == 12
+
+
 def test_nothing_kept_cannot_be_durable(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (("get", "X@127.0.0.1:1", "-S", "-k", "PatientID=1"), ("receive", "0")):
         code, _, err = run(capsys, *verb, "--discard", "--durable", "each")

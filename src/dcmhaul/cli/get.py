@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import click
+
 from dcmhaul.cli.dcmtk import preferred_syntaxes
 from dcmhaul.cli.exits import Exit
 from dcmhaul.cli.options import chosen_durability, verb
@@ -63,6 +65,13 @@ Examples:
 
 @verb("get", tool="getscu", epilog=_EPILOG)
 @retrieve_options(awaited="Wait for any sign of progress [default: 600")
+@click.option(
+    "--window",
+    type=click.IntRange(1, 32),
+    default=1,
+    show_default=True,
+    help="Unanswered C-STOREs on each association, where the peer goes along.",
+)
 def command(
     session: Session,
     network: NetworkOptions,
@@ -73,6 +82,7 @@ def command(
     discard: bool,
     durable: str | None,
     associations: int | None,
+    window: int,
     as_typed: bool,
     relational: bool,
     metrics: str | None,
@@ -114,6 +124,7 @@ def command(
             preferred_syntaxes(prefer),
             sinks,
             repeat,
+            window,
         )
         trio.run(getting.run, typed)
 
@@ -141,12 +152,14 @@ class _Get:
         preferred: tuple[str, ...],
         sinks: SinkFactory | None,
         repeat: int,
+        window: int,
     ) -> None:
         self.retrieval = retrieval
         self.session = retrieval.session
         self.preferred = preferred
         self.sinks = sinks
         self.repeat = repeat
+        self.window = window
 
     async def run(self, typed: list[Identifier]) -> None:
         """Retrieves what the identifiers stand for."""
@@ -211,6 +224,7 @@ class _Get:
             settings.peer,
             (models.query_context(1, get_uid, settings.propose), *one.contexts),
             roles=storage_roles(context.abstract_syntax for context in one.contexts),
+            window=self.window,
             extended=(models.relational(get_uid),) if settings.relational else (),
             observer=observer,
         )

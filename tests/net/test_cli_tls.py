@@ -66,6 +66,37 @@ def test_the_verbs(
     assert json.loads(out.splitlines()[-1])["instances"] == 1
 
 
+@pytest.mark.parametrize("certificate", ["typed", "configured"])
+def test_a_move_to_a_port_of_ours(
+    certificate: str, papers: Papers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked under TLS, and brought under TLS: the archive has our port as a node."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ca, (key, pem) = papers.path("ca.pem"), papers.pair("server")
+    table = f'ca = "{ca}"\ncert = "{pem}"\nkey = "{key}"\n'
+    Path("dcmhaul.toml").write_text(
+        f'[nodes.us]\nhost = "127.0.0.1"\nport = {port}\nae = "US"\n[nodes.us.tls]\n{table}'
+    )
+    words = ("--dir", "store", "--port", "0", "--aet", "ARCH", "--bind", "127.0.0.1")
+    with process("archive", *words, *flags(papers, "server"), "-vc") as archive:
+        assert run(capsys, "send", archive.address, *flags(papers), CT)[0] == 0
+        ours = flags(papers)
+        if certificate == "configured":
+            Path("dcmhaul.toml").write_text(
+                f'[nodes.old]\nhost = "127.0.0.1"\nport = {archive.port}\nae = "ARCH"\n'
+                f'tls = {{ca = "{ca}"}}\n[receive.tls]\n{table}'
+            )
+            ours = ()
+        peer = archive.address if ours else "old"
+        asked = ("-S", "-k", "PatientID=1CT1", "-aet", "US", "+P", str(port), "-od", "got", "-v")
+        code, _, err = run(capsys, "move", peer, *ours, *asked)
+    assert code == 0
+    assert err.count(": TLSv1.3, TLS_") >= 2
+    assert len(list(Path("got").glob("*.dcm"))) == 1
+
+
 def test_nodes_have_tls_of_their_own(
     archive: Process, papers: Papers, capsys: pytest.CaptureFixture[str]
 ) -> None:

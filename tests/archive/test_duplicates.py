@@ -15,6 +15,7 @@ import trio
 from dcmhaul import uids
 from dcmhaul.archive import Archive, Duplicates
 from dcmhaul.archive.store import Store
+from dcmhaul.errors import UnreadableInstance
 from dcmhaul.services.identifiers import EncodedIdentifier
 from dcmhaul.services.query import QueryModel
 from dcmhaul.wire.part10 import encode_file_meta
@@ -189,6 +190,28 @@ async def test_nothing_is_deleted_before_its_replacement_is_durable(
         monkeypatch.setattr(Store, "remove", remove)
         assert (await store(archive, SECOND)).status == 0
     assert removed == [first.name]
+
+
+async def test_what_is_replaced_after_it_was_selected_is_given_out_as_it_is_now(
+    tmp_path: Path,
+) -> None:
+    """A C-GET, or a C-MOVE that waits, does not fail for it; a file that is gone for no reason fails."""
+    third = instance(PatientComments="third")
+    identifier = EncodedIdentifier(
+        data=encode(query("STUDY", StudyInstanceUID="1.2.3.1")), transfer_syntax=EXPLICIT
+    )
+    async with opened(tmp_path, duplicates=Duplicates.REPLACE) as archive:
+        await store(archive, FIRST)
+        (selected,) = await archive.select(QueryModel.STUDY_ROOT, identifier, "TESTER")
+        for dataset in (SECOND, third):
+            assert (await store(archive, dataset)).status == 0
+        given = selected.open()
+        assert given.dataset == encode(third)
+        given.close()
+        (path,) = files(tmp_path / "archive")
+        path.unlink()
+        with pytest.raises(UnreadableInstance):
+            selected.open()
 
 
 async def test_a_replaced_file_that_stayed_replaces_nothing(

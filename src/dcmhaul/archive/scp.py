@@ -25,7 +25,7 @@ from dcmhaul.archive.importing import ImportSummary, import_files
 from dcmhaul.archive.index import Added, Addition, Duplicates, Index, Object, Totals
 from dcmhaul.archive.linking import link_folder
 from dcmhaul.archive.moves import MoveStatistics, OutgoingMoves
-from dcmhaul.archive.query import FindQuery, Root, SelectQuery
+from dcmhaul.archive.query import FindQuery, Root, Selected, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
 from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
 from dcmhaul.archive.store import Refused, Store, StoredInstance, check_uids
@@ -304,6 +304,8 @@ class Archive:
             self._refused += 1
             return self._failed(received, error), None
         for spare in addition.spare:
+            if addition.added is Added.REPLACED:
+                self._store.replaced(spare, _selected(received))
             self._remove(spare)
         self._trouble.worked()
         added = addition.added
@@ -398,6 +400,21 @@ class Archive:
     async def _start(self) -> None:
         self.recovery = await recover(self._database, self._store, self._rows)
         self._holds = await self._database.read(index.totals)
+
+
+def _selected(received: Received) -> Selected:
+    """An object that was stored just now, as a retrieve selects it."""
+    incoming, place = received.incoming, received.place
+    assert place is not None
+    return Selected(
+        sop_class_uid=incoming.sop_class_uid,
+        sop_instance_uid=incoming.sop_instance_uid,
+        transfer_syntax_uid=incoming.transfer_syntax_uid,
+        folder=place.folder,
+        name=place.name,
+        dataset_offset=len(file_meta(incoming)),
+        length=received.length,
+    )
 
 
 def _unreported(_line: str) -> None:

@@ -12,7 +12,7 @@ import os
 import secrets
 import threading
 import zlib
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,8 @@ INFLATED_MAX = 262_144
 # Far above the largest enhanced multiframe headers; it bounds what a peer can make us walk.
 ELEMENTS_MAX = 1_000_000
 SUFFIX = ".dcm"
+# Replaced objects that are remembered for the retrieves that had selected them.
+SUCCESSORS_MAX = 16_384
 
 
 class Refused(Exception):
@@ -162,6 +164,8 @@ class StoredInstance:
 
     selected: Selected
     path: str
+    successor: Callable[[str], StoredInstance | None]
+    """Of a path: what replaced the object there, if anything did."""
 
     @property
     def sop_class_uid(self) -> str:
@@ -176,7 +180,10 @@ class StoredInstance:
         return self.selected.transfer_syntax_uid
 
     def open(self) -> OpenedInstance:
-        """Opens the file; UnreadableInstance where it is gone or is not as the index says."""
+        """Opens the file, or that of the object which has replaced it since it was selected.
+
+        UnreadableInstance where it is gone or is not as the index says.
+        """
         known = self.selected
         try:
             file = OpenFile(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
@@ -184,6 +191,9 @@ class StoredInstance:
             held = known.length <= HELD_SIZE_MAX
             data = os.pread(file.fd, known.length, known.dataset_offset) if held else b""
         except OSError as exc:
+            newer = self.successor(self.path) if isinstance(exc, FileNotFoundError) else None
+            if newer is not None:
+                return newer.open()
             raise UnreadableInstance(f"an object file cannot be read: {exc.strerror}") from exc
         if size != known.dataset_offset + known.length or (held and len(data) != known.length):
             raise UnreadableInstance("an object file has not the length that the index says")
@@ -223,6 +233,7 @@ class Store:
         self._objects = Folder(root / "objects", mode=0o600, durable=self._durable)
         self._lock = threading.Lock()
         self._open: deque[Folder] = deque()
+        self._successors: OrderedDict[str, Selected] = OrderedDict()
         numbers = self.folders()
         self._number = numbers[-1] if numbers else 0
         self._files = 0
@@ -258,7 +269,18 @@ class Store:
         return os.path.join(self._objects.path, f"{place.folder:06}", place.name)
 
     def instance(self, selected: Selected) -> StoredInstance:
-        return StoredInstance(selected, self.path(Place(selected.folder, selected.name)))
+        path = self.path(Place(selected.folder, selected.name))
+        return StoredInstance(selected, path, self._successor)
+
+    def replaced(self, old: Place, new: Selected) -> None:
+        """`old` is about to be removed; who has selected it, and not opened it yet, gets `new`."""
+        self._successors[self.path(old)] = new
+        if len(self._successors) > SUCCESSORS_MAX:
+            self._successors.popitem(last=False)
+
+    def _successor(self, path: str) -> StoredInstance | None:
+        newer = self._successors.get(path)
+        return None if newer is None else self.instance(newer)
 
     def remove(self, place: Place) -> None:
         """Takes away a file that no row speaks of."""

@@ -213,7 +213,11 @@ async def test_orthanc_asks_and_takes(tmp_path: Path) -> None:
         datasets = [*study(1, 3), *study(2, 2), *study(3, 4)]
         async with archive(tmp_path, moves, datasets, port=port) as served:
             wanted = [{"StudyInstanceUID": "1.2.3.1"}]
-            body = {"Level": "Study", "Resources": wanted, "TargetAet": server.aet}
+            body: dict[str, Any] = {
+                "Level": "Study",
+                "Resources": wanted,
+                "TargetAet": server.aet,
+            }
             await call(f"/modalities/{name}/move", body)
             assert len(await call("/instances")) == 3
             body = {"Level": "Study", "Query": {"StudyInstanceUID": "1.2.3.2"}}

@@ -97,6 +97,10 @@ def command(
     """
     import trio
 
+    # Here and not only where they are needed: a peer would wait for the imports.
+    from dcmhaul.engine import retry  # noqa: F401
+    from dcmhaul.objects.sinks import discard_instance
+
     mode = chosen_durability(durable, discard=discard)
     count = TransferCount()
     session.summary_fields = count.fields
@@ -118,7 +122,7 @@ def command(
     )
     typed = typed_identifiers(settings.model, keys, files)
     with ExitStack() as stack:
-        sinks = None if discard else folder_sinks(session, folder or ".", mode, stack)
+        sinks = discard_instance if discard else folder_sinks(session, folder or ".", mode, stack)
         getting = _Get(
             Retrieval(session, settings, count, "C-GET"),
             preferred_syntaxes(prefer),
@@ -150,7 +154,7 @@ class _Get:
         self,
         retrieval: Retrieval,
         preferred: tuple[str, ...],
-        sinks: SinkFactory | None,
+        sinks: SinkFactory,
         repeat: int,
         window: int,
     ) -> None:
@@ -384,12 +388,12 @@ class _Counted:
         return reply
 
 
-def _counted_sink(sinks: SinkFactory | None, unit: Unit, incoming: IncomingInstance) -> StorageSink:
+def _counted_sink(sinks: SinkFactory, unit: Unit, incoming: IncomingInstance) -> StorageSink:
     from dcmhaul.objects.instances import StoreRefused
     from dcmhaul.objects.sinks import discard_instance
 
     try:
-        sink = sinks(incoming) if sinks is not None else None
+        sink = sinks(incoming)
     except StoreRefused:
         unit.came(incoming.sop_instance_uid, stored=False)
         raise

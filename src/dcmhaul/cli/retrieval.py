@@ -44,10 +44,8 @@ _AVAILABLE_TRANSFER_SYNTAX: Final = 0x00083002
 STORAGE_CONTEXTS_MAX: Final = 127
 # Series that are asked for their SOP classes one by one, where studies do not tell theirs.
 SERIES_ASKED_MAX: Final = 64
-# Questions by which the instances of a get are listed beforehand; each takes a round trip.
+# Questions by which the instances of a retrieve are listed beforehand; each takes a round trip.
 LISTINGS_MAX: Final = 1024
-# Questions for the instances that a retrieve should bring; each takes a round trip.
-INSTANCE_QUESTIONS_MAX: Final = 256
 
 _IMPLICIT: Final = "1.2.840.10008.1.2"
 _JPEG: Final = "1.2.840.10008.1.2.4."
@@ -135,7 +133,6 @@ class Questioner:
         self._association = association
         self._model = model
         self._console = console
-        self._questions_left = 0
         self._listings_left = LISTINGS_MAX
 
     async def ask(self, identifier: Identifier) -> list[Dataset]:
@@ -202,40 +199,20 @@ class Questioner:
         return singles
 
     async def instances(self, units: Sequence[Identifier]) -> list[frozenset[str] | None]:
-        """The SOP Instance UIDs of each unit; None where they cannot be known, or are too many to ask for."""
+        """The SOP Instance UIDs of each unit; None where `listed` does not know them."""
         known: list[frozenset[str] | None] = []
-        self._questions_left = INSTANCE_QUESTIONS_MAX
         for unit in units:
+            if level_of(unit) == "IMAGE":
+                known.append(frozenset(unit.text(UNIQUE_KEYS["IMAGE"]).split("\\")))
+                continue
             try:
-                found = await self._instances_of(unit)
+                listed = await self.listed(unit)
             except FindFailed as error:
                 self._console.warn(f"warning: {error}; what is to come is not known beforehand")
-                found = None
-            known.append(frozenset(found) if found else None)
+                listed = None
+            # A peer that lists nothing of what it has found may not answer at that level.
+            known.append(frozenset().union(*listed.values()) if listed else None)
         return known
-
-    async def _instances_of(self, unit: Identifier) -> list[str] | None:
-        level = level_of(unit)
-        if level == "IMAGE":
-            return unit.text(UNIQUE_KEYS[level]).split("\\")
-        levels = levels_of(self._model)
-        if level == levels[-1]:
-            return None
-        singles = self._singles(unit)
-        self._questions_left -= len(singles)
-        if self._questions_left < 0:
-            return None
-        lower = levels[levels.index(level) + 1]
-        matches = await self._below(unit, lower)
-        if any(not match.get(UNIQUE_KEYS[lower]) for match in matches):
-            return None
-        found: list[str] = []
-        for part in retrieve_identifiers(self._model, lower, matches):
-            below = await self._instances_of(part)
-            if below is None:
-                return None
-            found += below
-        return found
 
     async def listed(self, unit: Identifier) -> dict[str, dict[str, ExpectedInstance]] | None:
         """The instances of a unit as the peer lists them, by Study and SOP Instance UID.

@@ -37,8 +37,8 @@ class RecoveryReport:
     temporaries: objects that were still arriving, and links without a row; removed. adopted: objects
     whole and named but without a row, never acknowledged; taken in now. duplicates: such objects that
     are held already, or whose UID is where the archive replaces; removed. set_aside: files that are no
-    whole object; moved to quarantine/. missing: SOP Instance UIDs of rows whose file is gone, which must never be.
-    gone: indexed files that lay elsewhere and are not there any more; their rows stay.
+    whole object; moved to quarantine/. missing: SOP Instance UIDs of rows whose file is gone, which must
+    never be. gone: indexed files that lay elsewhere and are not there any more; their rows stay.
     """
 
     temporaries: int = 0

@@ -14,6 +14,7 @@ from dcmhaul.net import open_association
 from dcmhaul.protocol.negotiation import AssociationRequest, plan_contexts
 from dcmhaul.services.move import move
 from dcmhaul.services.query import QueryModel
+from tests.certificates import make_papers
 from tests.interop.peers import free_port
 from tests.net.conversation import EXPLICIT, encoder, keys
 from tests.net.test_cli import CT, Process, process, run
@@ -124,6 +125,26 @@ def test_nodes_that_share_a_title_are_none_unless_one_is_named(
         assert moved(archive, "PACS").status == 0x0000
         assert archive.stop()[0] == 0
     assert not [line for line in archive.said if "C-MOVE" in line]
+
+
+def test_a_destination_under_tls_is_a_node(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its table is for the associations that we open; the flags are for those that we accept."""
+    papers = make_papers(tmp_path)
+    trusts = ("+cf", papers.path("ca.pem"))
+    receiving = ("receive", "0", "--bind", "127.0.0.1", "--ignore", "-aet", "SAFE")
+    key, certificate = papers.pair("client")
+    tls = f'ca = "{papers.path("ca.pem")}", cert = "{certificate}", key = {{file = "{key}"}}'
+    with process(*receiving, "+tls", *papers.pair("server"), *trusts) as safe:
+        (tmp_path / "dcmhaul.toml").write_text(
+            f'[nodes.safe]\nhost = "127.0.0.1"\nport = {safe.port}\nae = "SAFE"\ntls = {{{tls}}}\n'
+        )
+        with process(*serving()) as archive:
+            assert run(capsys, "send", archive.address, CT)[0] == 0
+            response = moved(archive, "SAFE")
+            assert (response.status, response.completed) == (0x0000, 1)
+            assert archive.stop()[0] == 0
 
 
 @pytest.mark.parametrize(

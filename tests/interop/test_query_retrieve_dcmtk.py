@@ -149,6 +149,7 @@ class OnDisk:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         self.sop_class_uid = str(header.SOPClassUID)
         self.sop_instance_uid = str(header.SOPInstanceUID)
+        self.transfer_syntax_uid = str(header.file_meta.TransferSyntaxUID)
 
     def open(self) -> FileInstance:
         return open_instance(self._path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -348,7 +349,9 @@ async def test_other_timers_are_not_taken_for_silence() -> None:
         await association.read_dataset(None)
         writer = await association.open_dataset(STUDY_MOVE, rsp(0xB000, has_dataset=True))
         await writer.write(b"\x08\x00")
-        await trio.sleep_forever()
+        with contextlib.suppress(AssociationAborted):
+            await association.receive()
+        await association.abort()
 
     async with serving(serve, Offered()) as port:
         with pytest.raises(PeerTimeout) as caught:

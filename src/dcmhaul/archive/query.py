@@ -159,8 +159,13 @@ class Selection:
 
     def pks(self, connection: Connection) -> array[int]:
         """The primary keys of a superset of what matches, ascending."""
+        rows = self.rows(connection, (self.table.c.pk,))
+        return array("q", sorted(pk for (pk,) in rows))
+
+    def rows(self, connection: Connection, columns: Sequence[sa.Column[Any]]) -> list[sa.Row[Any]]:
+        """These columns of the same rows, in no order."""
         conditions: list[sa.ColumnElement[bool]] = []
-        tables = {self.table}
+        tables = {self.table, *(column.table for column in columns)}
         long: tuple[sa.Column[Any], tuple[str, ...]] | None = None
         for key in self._keys:
             narrowing = key.matcher.narrowing
@@ -183,17 +188,14 @@ class Selection:
             if condition is not None:
                 conditions.append(condition)
                 tables.add(column.table)
-        query = sa.select(self.table.c.pk).select_from(joined(tables, self.level))
-        query = query.where(*conditions)
-        found: list[int] = []
+        query = sa.select(*columns).select_from(joined(tables, self.level)).where(*conditions)
         if long is None:
-            found.extend(connection.execute(query).scalars())
-        else:
-            column, values = long
-            for i in range(0, len(values), VALUES_MAX):
-                part = query.where(column.in_(values[i : i + VALUES_MAX]))
-                found.extend(connection.execute(part).scalars())
-        return array("q", sorted(found))
+            return list(connection.execute(query))
+        column, values = long
+        found: list[sa.Row[Any]] = []
+        for i in range(0, len(values), VALUES_MAX):
+            found.extend(connection.execute(query.where(column.in_(values[i : i + VALUES_MAX]))))
+        return found
 
 
 def _counted_condition(key: Key) -> list[sa.ColumnElement[bool]]:
@@ -265,6 +267,11 @@ class Pages:
         self._adjustment: Adjustment | None = None
         if conditions.zone is not None and adjusted:
             self._adjustment = Adjustment(conditions.zone, self.at)
+
+    @property
+    def decided(self) -> bool:
+        """Whether every row that SQL finds matches."""
+        return not (self._matchers or self._combined)
 
     @property
     def character_set(self) -> int:
@@ -562,20 +569,33 @@ class SelectQuery:
 
     def run(self, connection: Connection) -> list[Selected]:
         """All of them, by study, series and order of arrival."""
+        columns = [INSTANCE.c[name] for name in Selected.__slots__]
+        if self._pages.decided:
+            order = (SERIES.c.study_pk, SERIES.c.pk, INSTANCE.c.pk)
+            rows = self._selection.rows(connection, (*order, *columns))
+            rows.sort(key=itemgetter(0, 1, 2))
+            selected = [Selected(*rest) for _, _, _, *rest in rows]
+        else:
+            selected = self._matching(connection, columns)
+        return self._with_aside(connection, selected) if self._aside else selected
+
+    def _matching(
+        self, connection: Connection, columns: Sequence[sa.Column[Any]]
+    ) -> list[Selected]:
+        """The same where values must be looked at."""
         pks = self._selection.pks(connection)
         found: list[tuple[int, int, int]] = []
         for i in range(0, len(pks), VALUES_MAX):
             rows = self._pages.rows(connection, pks[i : i + VALUES_MAX])
             found.extend((row[2], row[3], row[0]) for row in rows)
         found.sort()
-        columns = [INSTANCE.c[name] for name in Selected.__slots__]
         selected: list[Selected] = []
         for i in range(0, len(found), VALUES_MAX):
             part = [pk for _, _, pk in found[i : i + VALUES_MAX]]
             query = sa.select(INSTANCE.c.pk, *columns).where(INSTANCE.c.pk.in_(part))
             by_pk = {pk: Selected(*rest) for pk, *rest in connection.execute(query)}
             selected.extend(by_pk[pk] for pk in part if pk in by_pk)
-        return self._with_aside(connection, selected) if self._aside else selected
+        return selected
 
     def _with_aside(self, connection: Connection, selected: list[Selected]) -> list[Selected]:
         columns = [CONFLICT.c[name] for name in Selected.__slots__]

@@ -244,7 +244,11 @@ class _Moving:
         Raises what ends the requestor's association; then nothing goes on.
         """
         comment = ""
+        counts = self.order.counts
         if self.order.instances:
+            # At once, for it says how many there are.
+            counts.respond(statuses.PENDING)
+            await self._association.flush()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._listen)
@@ -255,7 +259,6 @@ class _Moving:
                     self._listening.cancel()
             except BaseExceptionGroup as group:
                 raise sole_error(group) from None
-        counts = self.order.counts
         status = counts.final_status(cancelled=self._watch.cancelled)
         counts.respond(status, comment if counts.failed else "")
         return status
@@ -278,12 +281,13 @@ class _Moving:
                 self._performing.deadline = trio.current_time() + STOP_SECONDS
 
     async def _tell(self) -> None:
-        """A pending response at once, which says how many there are, then one a second."""
-        while not self._performed.is_set():
+        """A pending response a second."""
+        while True:
+            with trio.move_on_after(PENDING_SECONDS):
+                await self._performed.wait()
+                return
             try:
                 self.order.counts.respond(statuses.PENDING)
             except LocalProtocolError:
                 return  # the association is ending, and whoever listens raises why
             await self._association.flush()
-            with trio.move_on_after(PENDING_SECONDS):
-                await self._performed.wait()

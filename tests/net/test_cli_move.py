@@ -12,6 +12,7 @@ import trio
 
 from dcmhaul.cli import main
 from tests.engine.fake_archive import FakeArchive, make_instance
+from tests.interop.peers import free_port
 from tests.net.moving_archive import Lies, MovingArchive
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DCMHAUL_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,33 @@ def test_what_is_no_key(text: str) -> None:
 )
 def test_a_key_that_cannot_be_built(key: str) -> None:
     with pytest.raises(ConfigurationError):
+        build_identifier([key])
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("Rows=99999999", "-k Rows: US takes whole numbers from 0 to 65535, not '99999999'"),
+        (
+            "PixelPaddingRangeLimit=x",
+            "-k PixelPaddingRangeLimit: US takes whole numbers from 0 to 65535, not 'x'",
+        ),
+        (
+            "ReferencePixelX0=2147483648",
+            "-k ReferencePixelX0: SL takes whole numbers from -2147483648 to 2147483647, "
+            "not '2147483648'",
+        ),
+        ("DimensionIndexPointer=12", "-k DimensionIndexPointer: AT takes tags gggg,eeee, not '12'"),
+        ("RecommendedDisplayFrameRateInFloat=x", "FL takes numbers, not 'x'"),
+        (
+            "0010,00=x",
+            "-k 0010,00 is the length of group 0010: UL takes whole numbers from 0 to 4294967295, "
+            "not 'x'",
+        ),
+    ],
+)
+def test_what_a_value_may_be_is_said(key: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
         build_identifier([key])
 
 

@@ -9,6 +9,7 @@ import pytest
 from dcmhaul.cli.keys import Identifier, build_identifier, dump_lines, encode_identifier
 from dcmhaul.cli.queryfiles import read_query_file
 from dcmhaul.errors import ConfigurationError
+from tests.archive.made import FOLDER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,7 +113,7 @@ def test_text_beyond_ascii(path: Path) -> None:
         ("(0010,0010) PN [A]\nPatientID LO [B]", 2, r"expected \(gggg,eeee\) VR \[value\]"),
         ("\n# x\n(0010,0010) PX [A]", 3, "PX is no VR"),
         ("(0010,0010) PN [A", 1, r"no \] at its end; dcmdump \+L"),
-        ("(0028,0010) US [many]", 1, "US takes numbers, not 'many'"),
+        ("(0028,0010) US [many]", 1, "US takes whole numbers from 0 to 65535, not 'many'"),
         ("(7fe0,0010) OW 0000\\0001", 1, "a value of OW is bytes"),
         ("(0008,1150) UI =NoSuchStorage", 1, "=NoSuchStorage names no UID"),
         ("(0010,0010) PN =SMITH", 1, "names no UID"),
@@ -130,3 +131,15 @@ def test_text_beyond_ascii(path: Path) -> None:
 def test_what_is_wrong_in_a_dump(path: Path, lines: str, number: int, said: str) -> None:
     with pytest.raises(ConfigurationError, match=f"query.dump: line {number}: .*{said}"):
         parsed(path, lines)
+
+
+@pytest.mark.parametrize("length", [3000, 5001, 39_000])
+def test_a_dicom_file_that_is_cut_is_no_query(tmp_path: Path, length: int) -> None:
+    """Within a value, or within the head of an element."""
+    whole = (FOLDER / "CT_small.dcm").read_bytes()
+    path = tmp_path / "cut.dcm"
+    path.write_bytes(whole[:length])
+    with pytest.raises(ConfigurationError, match=f"truncated or broken at byte .* of {length}"):
+        read_query_file(str(path))
+    path.write_bytes(whole)
+    assert read_query_file(str(path)).elements

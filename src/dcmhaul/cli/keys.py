@@ -185,10 +185,21 @@ def typed_value(where: str, vr: str, value: str) -> str | bytes | tuple[int | fl
         try:
             return _numbers(vr, value)
         except (ValueError, struct.error, OverflowError):
-            raise ConfigurationError(f"{where}: {vr} takes numbers, not {value!r}") from None
+            raise ConfigurationError(f"{where}: {vr} takes {_takes(vr)}, not {value!r}") from None
     if vr in _BYTES_ONLY and value:
         raise ConfigurationError(f"{where}: a value of {vr} is bytes and cannot be typed")
     return value
+
+
+def _takes(vr: str) -> str:
+    """What may be typed as a value of a binary VR."""
+    if vr == "AT":
+        return "tags gggg,eeee"
+    if vr in ("FL", "FD"):
+        return "numbers"
+    bits = 8 * struct.calcsize("<" + NUMBER_VRS[vr])
+    low, high = (0, 2**bits - 1) if vr[0] == "U" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return f"whole numbers from {low} to {high}"
 
 
 def _numbers(vr: str, value: str) -> tuple[int | float, ...]:
@@ -223,9 +234,10 @@ def _put(identifier: Identifier, steps: Sequence[Step], value: str | None, typed
         return
     # What is typed again takes the place of what was there, in a query file or an earlier key.
     identifier.elements.pop(last.tag, None)
-    identifier.elements[last.tag] = Element(
-        last.tag, vr, typed_value(f"-k {typed}", vr, value or "")
-    )
+    where = f"-k {typed}"
+    if not last.tag & 0xFFFF:
+        where += f" is the length of group {last.tag >> 16:04X}"
+    identifier.elements[last.tag] = Element(last.tag, vr, typed_value(where, vr, value or ""))
 
 
 def _item(identifier: Identifier, step: Step, typed: str) -> Identifier:

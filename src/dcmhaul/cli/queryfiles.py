@@ -20,6 +20,9 @@ from dcmhaul.cli.keys import (
     vr_of,
 )
 from dcmhaul.errors import ConfigurationError
+from dcmhaul.uids import EXPLICIT_VR_BIG_ENDIAN
+from dcmhaul.wire._elements import ElementFault, ElementWalker
+from dcmhaul.wire.part10 import is_deflated, parse_file_meta
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -58,10 +61,13 @@ def _read_dicom(path: str, data: bytes) -> Identifier:
     from pydicom import dcmread
 
     try:
+        _check_whole(path, data)
         identifier = _from_dataset(dcmread(BytesIO(data), force=True))
         # With `force` anything is read as elements; what is no query shows in its tags.
         if not identifier.elements or not all(map(_is_known, identifier.elements)):
             raise ValueError("tags that DICOM does not know")
+    except ConfigurationError:
+        raise
     except Exception as error:
         # pydicom raises many kinds; whichever it is, this file is no query.
         raise ConfigurationError(
@@ -69,6 +75,24 @@ def _read_dicom(path: str, data: bytes) -> Identifier:
             f"({type(error).__name__})"
         ) from error
     return identifier
+
+
+def _check_whole(path: str, data: bytes) -> None:
+    """ConfigurationError where the last element is cut: pydicom takes what is there of it."""
+    meta = parse_file_meta(data)
+    if is_deflated(meta.transfer_syntax_uid):
+        return
+    walker = ElementWalker(big_endian=meta.transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN)
+    try:
+        walker.feed(memoryview(data)[meta.dataset_offset :])
+        walker.finish()
+    except ElementFault as fault:
+        if meta.has_meta:
+            raise ConfigurationError(
+                f"{path}: no query file: truncated or broken at byte "
+                f"{meta.dataset_offset + fault.offset} of {len(data)}"
+            ) from fault
+        raise
 
 
 def _is_known(tag: int) -> bool:

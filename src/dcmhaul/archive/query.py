@@ -162,7 +162,7 @@ class Selection:
         rows = self.rows(connection, (self.table.c.pk,))
         return array("q", sorted(pk for (pk,) in rows))
 
-    def rows(self, connection: Connection, columns: Sequence[sa.Column[Any]]) -> list[sa.Row[Any]]:
+    def rows(self, connection: Connection, columns: Sequence[sa.Column[Any]]) -> list[Any]:
         """These columns of the same rows, in no order."""
         conditions: list[sa.ColumnElement[bool]] = []
         tables = {self.table, *(column.table for column in columns)}
@@ -192,7 +192,7 @@ class Selection:
         if long is None:
             return list(connection.execute(query))
         column, values = long
-        found: list[sa.Row[Any]] = []
+        found: list[Any] = []
         for i in range(0, len(values), VALUES_MAX):
             found.extend(connection.execute(query.where(column.in_(values[i : i + VALUES_MAX]))))
         return found

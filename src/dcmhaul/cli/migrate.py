@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from dcmhaul.migrate.report import Progress as MigrationProgress
 
 __all__ = ["command", "finish_migration", "show_migration", "side_of", "study_filter"]
+
+ALIKE_MAX = 5
+"""Failures for one reason that are told one by one."""
 
 _EPILOG = """\b
 SRC and DST are each AET@HOST:PORT, a node of dcmhaul.toml, or a folder, which
@@ -224,8 +228,8 @@ def finish_migration(session: Session, summary: MigrationSummary) -> None:
     session.summary = fields
     session.summary_text = partial(_text, summary)
     session.code(summary.exit_code)
+    _say_failures(session, summary)
     for failure in summary.failures:
-        session.console.error(f"failed: {failure}")
         session.answer.record(
             {
                 "type": "failed",
@@ -243,6 +247,22 @@ def finish_migration(session: Session, summary: MigrationSummary) -> None:
         session.answer.record({"type": "difference", **asdict(found)})
     if summary.error:
         session.console.error(f"dcmhaul {session.name}: {summary.error}")
+
+
+def _say_failures(session: Session, summary: MigrationSummary) -> None:
+    """A line a failure; where many failed for one reason, a line for all of them."""
+    counts = Counter(failure.reason for failure in summary.failures)
+    least = "at least " if summary.failed > len(summary.failures) else ""
+    for failure in summary.failures:
+        count = counts.get(failure.reason, 0)
+        if count > ALIKE_MAX:
+            del counts[failure.reason]
+            session.console.error(
+                f"failed: {least}{count} instances: {failure.reason} "
+                f"(dcmhaul report {summary.job} -f csv lists them)"
+            )
+        elif count:
+            session.console.error(f"failed: {failure}")
 
 
 def _text(summary: MigrationSummary) -> str:

@@ -372,6 +372,7 @@ def test_an_archive_indexes_files_where_they_lie(
             found = ("find", archive.address, "-S", "-k", "StudyInstanceUID")
             assert run(capsys, *found)[1].count("\n") == 3
             assert archive.stop()[0] == 0
+        assert "served 1 associations: C-FIND 1" in archive.said
     assert before == {path: path.read_bytes() for path in files.rglob("*.*")}
     assert not [path for path in Path("store/objects").rglob("*.dcm") if not path.is_symlink()]
     code, _, err = run(capsys, *arguments[:-1], "nowhere")

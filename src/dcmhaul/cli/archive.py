@@ -269,8 +269,9 @@ async def _serve(
             folder=folder,
             counted=archive,
         )
+        session.console.always(server.tally.text())
         came = archive.statistics()
-        session.summary |= {
+        session.summary |= server.tally.fields() | {
             "duplicates": came.duplicates,
             "conflicts": came.conflicts,
             "replaced": came.replaced,

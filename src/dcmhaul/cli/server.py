@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -31,13 +32,14 @@ from dcmhaul.services.provider import acceptor_policy, serve_services
 from dcmhaul.services.storage import proposes_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Node, TlsSettings
     from dcmhaul.engine.counters import NodeObserver
-    from dcmhaul.net import Association, Observer
+    from dcmhaul.net import Association, AssociationStats, Observer
     from dcmhaul.observe.collector import CounterSource
+    from dcmhaul.protocol.events import Role
     from dcmhaul.services.provider import Service
 
 __all__ = ["Server", "allowed_callers", "listening_port"]
@@ -94,6 +96,42 @@ def known_callers(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(callers)
 
 
+class Tally(CountingObserver):
+    """Also counts the associations that were accepted, and what was asked on them."""
+
+    def __init__(self, session: Session, count: TransferCount) -> None:
+        super().__init__(session, count, NullObserver())
+        self.associations = 0
+        self.operations: Counter[str] = Counter()
+
+    def within(self, inner: Observer) -> Tally:
+        """The same, which tells everything to `inner` as well."""
+        self._inner = inner
+        return self
+
+    def association_opened(
+        self, role: Role, peer: str, live: Callable[[], AssociationStats]
+    ) -> None:
+        self.associations += 1
+        super().association_opened(role, peer, live)
+
+    def operation(
+        self, operation: str, direction: str, status: int, seconds: float, dataset_bytes: int
+    ) -> None:
+        if direction == "in":
+            self.operations[operation] += 1
+        super().operation(operation, direction, status, seconds, dataset_bytes)
+
+    def fields(self) -> dict[str, Any]:
+        """For the summary: `associations`, and the number of `operations` by their name."""
+        return {"associations": self.associations, "operations": dict(self.operations)}
+
+    def text(self) -> str:
+        """Such as `served 3 associations: C-ECHO 1, C-FIND 2`."""
+        asked = ", ".join(f"{name} {count}" for name, count in sorted(self.operations.items()))
+        return f"served {self.associations} associations: {asked or 'nothing asked'}"
+
+
 class Server:
     """Serves until SIGINT or SIGTERM."""
 
@@ -136,6 +174,7 @@ class Server:
             "accept_any_storage": accept_any,
         }
         self.count = TransferCount()
+        self.tally = Tally(session, self.count)
         self._observer: NodeObserver | None = None
         session.summary_fields = self.count.fields
 
@@ -181,9 +220,7 @@ class Server:
                         limits=limits,
                         timeouts=server_timeouts(self.network),
                         options=self._options,
-                        observer=CountingObserver(
-                            self.session, self.count, observer or NullObserver()
-                        ),
+                        observer=self.tally.within(observer or NullObserver()),
                     )
                 )
                 self.session.summary_text = partial(self.count.text, "received")

@@ -128,7 +128,7 @@ async def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
         done = await tool(
             served, "findscu", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyDate=2024-"
         )
-        assert "Error: DataSetDoesNotMatchSOPClass" in done.stdout, done.stdout
+        assert "Failed: UnableToProcess" in done.stdout, done.stdout
 
 
 async def test_findscu_without_a_level_and_with_a_wild_card(tmp_path: Path) -> None:

@@ -112,9 +112,10 @@ async def test_what_was_announced_wrongly_is_asked_for_again(
     got: Callable[..., Any], announced: str, real: str
 ) -> None:
     """And only that, in other contexts, in the end in those of every class."""
-    wrong = make_instance(
-        5, study=STUDY, **({"syntax": real} if announced == "syntax" else {"sop_class": real})
-    )
+    if announced == "syntax":
+        wrong = make_instance(5, study=STUDY, syntax=real)
+    else:
+        wrong = make_instance(5, study=STUDY, sop_class=real)
     old = FakeArchive([*kinds(3), wrong])
     if announced == "class":
         old.faults.announce_class = lambda _uid: CT
@@ -141,7 +142,7 @@ class Narrow(FakeArchive):
     """Gives out CT alone, though it holds more."""
 
     def services(self) -> list[Service]:
-        found = []
+        found: list[Service] = []
         for service in super().services():
             if isinstance(service, GetScp):
                 service._contexts = {

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["_elsewhere"]
 
-# pydicom gives struct both str and bytes layouts, which -bb complains of when their hashes meet.
-pytestmark = pytest.mark.filterwarnings("ignore::BytesWarning")
-
 
 @pytest.mark.parametrize(
     "words",

@@ -14,9 +14,6 @@ from dcmhaul.objects.synth import write_studies
 if TYPE_CHECKING:
     from pathlib import Path
 
-# pydicom gives struct both str and bytes layouts, which -bb complains of when their hashes meet.
-pytestmark = pytest.mark.filterwarnings("ignore::BytesWarning")
-
 
 @pytest.fixture(autouse=True)
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

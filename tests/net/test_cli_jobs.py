@@ -14,9 +14,6 @@ from tests.engine.ledgers import make_version_1
 if TYPE_CHECKING:
     from pathlib import Path
 
-# pydicom gives struct both str and bytes layouts, which -bb complains of when their hashes meet.
-pytestmark = pytest.mark.filterwarnings("ignore::BytesWarning")
-
 
 @pytest.fixture(autouse=True)
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

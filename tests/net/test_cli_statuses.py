@@ -18,8 +18,6 @@ from tests.hostile.scripted_scp import ScriptedScp, response, running
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.filterwarnings("ignore::BytesWarning")
-
 # Of each status what the line has to say, and by service where that differs.
 GENERAL = {
     0x0105: "No such attribute",

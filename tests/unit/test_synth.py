@@ -20,7 +20,6 @@ from dcmhaul.uids import is_valid_uid
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.filterwarnings("ignore::BytesWarning")
 SMALL: dict[str, Any] = {"rows": 16, "columns": 20}
 
 

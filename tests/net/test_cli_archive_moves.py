@@ -117,14 +117,14 @@ def test_nodes_that_share_a_title_are_none_unless_one_is_named(
         assert run(capsys, "send", archive.address, CT)[0] == 0
         assert moved(archive, "PACS").status == 0xA801
         assert archive.stop()[0] == 0
-    [line] = [line for line in archive.said if "C-MOVE" in line]
+    [line] = [line for line in archive.said if "C-MOVE destination" in line]
     assert line == (
         "PACS is no C-MOVE destination: the nodes new, old share that title; name one by --peer"
     )
     with process(*serving("--peer", "new")) as archive:
         assert moved(archive, "PACS").status == 0x0000
         assert archive.stop()[0] == 0
-    assert not [line for line in archive.said if "C-MOVE" in line]
+    assert not [line for line in archive.said if "C-MOVE destination" in line]
 
 
 def test_a_destination_under_tls_is_a_node(

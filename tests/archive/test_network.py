@@ -205,7 +205,7 @@ async def test_a_limit_on_matches_is_told(tmp_path: Path) -> None:
 async def test_refusals_on_the_wire(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as served, open_archive(tmp_path / "b") as other:
         assert await served.find("NOWHERE") == ([], 0xA900)
-        assert await served.find("PATIENT") == ([], 0xA900)
+        assert await served.find("SERIES", model=QueryModel.PATIENT_STUDY_ONLY) == ([], 0xA900)
         assert await served.find("STUDY", StudyDate="-") == ([], 0xC000)
         assert (await fetch(served, other.sink, [(CT, EXPLICIT)], PatientName="*"))[0] == 0xC000
         assert (await served.find("STUDY", StudyInstanceUID=""))[1] == 0
@@ -215,7 +215,8 @@ async def test_refusals_on_the_wire(tmp_path: Path) -> None:
     ("model", "find_levels"),
     [
         (QueryModel.PATIENT_ROOT, ("PATIENT", "STUDY", "SERIES", "IMAGE")),
-        (QueryModel.STUDY_ROOT, ("STUDY", "SERIES", "IMAGE")),
+        # Of patients, too, unless it is strict: so Orthanc has them moved.
+        (QueryModel.STUDY_ROOT, ("PATIENT", "STUDY", "SERIES", "IMAGE")),
         (QueryModel.PATIENT_STUDY_ONLY, ("PATIENT", "STUDY")),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -276,6 +277,7 @@ async def test_extended_negotiation_is_answered_and_kept_to(tmp_path: Path) -> N
         async with served.associate(contexts) as association:
             assert association.agreement.extended == {}
         relational = FindOptions(relational=True)
+        assert await served.find("PATIENT", PatientID="ID1") == ([], 0xA900)
         assert await served.find("IMAGE", SOPInstanceUID="1.2.3.2.1.1") == ([], 0xA900)
         (match,), status = await served.find(
             "IMAGE", options=relational, SOPInstanceUID="1.2.3.2.1.1"

@@ -324,6 +324,7 @@ async def test_unique_keys_above_the_level_may_be_missing(tmp_path: Path) -> Non
         query("IMAGE", StudyInstanceUID="1.2.3.1"),
         query(PatientName="Doe*"),
         query("SERIES", StudyInstanceUID="*"),
+        query("PATIENT", PatientID="ID1"),
     ],
 )
 async def test_strict_refuses_them(identifier: Dataset) -> None:
@@ -336,7 +337,6 @@ async def test_strict_refuses_them(identifier: Dataset) -> None:
 @pytest.mark.parametrize(
     ("root", "data"),
     [
-        (Root.STUDY, encode(query("PATIENT"))),
         (Root.PATIENT_STUDY_ONLY, encode(query("SERIES"))),
         (Root.STUDY, encode(query("NONSENSE"))),
         (Root.STUDY, encode(query("STUDY", StudyDate="-"))),

@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -386,6 +387,24 @@ def orthanc(
         http_port=http_port,
     ) as server:
         yield server
+
+
+def rest(
+    server: Server,
+    path: str,
+    body: object = None,
+    *,
+    method: str | None = None,
+    raw: bool = False,
+) -> Any:
+    """Asks Orthanc: a GET, or a POST where there is a body: bytes as they are, other things as JSON."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"http://{server.host}:{server.http_port}{path}", data=data, method=method
+    )
+    with urllib.request.urlopen(request, timeout=TOOL_SECONDS) as answer:
+        content = answer.read()
+    return content if raw else json.loads(content)
 
 
 # pynetdicom

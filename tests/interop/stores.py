@@ -46,11 +46,15 @@ def synthetic_set(folder: Path) -> list[FileInstance]:
     return [entry for entry in open_entries([folder]) if isinstance(entry, FileInstance)]
 
 
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def digest(path: str | Path) -> tuple[str, str]:
     """Transfer syntax and SHA-256 of the dataset of a Part-10 file, group 0002 excluded."""
     data = Path(path).read_bytes()
     meta = parse_file_meta(data)
-    return meta.transfer_syntax_uid, hashlib.sha256(data[meta.dataset_offset :]).hexdigest()
+    return meta.transfer_syntax_uid, sha256(data[meta.dataset_offset :])
 
 
 def received(folder: Path) -> dict[str, tuple[str, str]]:
@@ -90,8 +94,7 @@ def expected(instances: Iterable[FileInstance]) -> dict[str, tuple[str, str]]:
         dataset = data[parse_file_meta(data).dataset_offset :]
         if one.transfer_syntax_uid == DEFLATED and len(dataset) % 2:
             dataset += b"\0"
-        sha256 = hashlib.sha256(dataset).hexdigest()
-        found[one.sop_instance_uid] = (one.transfer_syntax_uid, sha256)
+        found[one.sop_instance_uid] = (one.transfer_syntax_uid, sha256(dataset))
     return found
 
 

@@ -83,6 +83,11 @@ class Root(enum.Enum):
     def top(self) -> Level:
         return Level(self.value[0])
 
+    def accepted(self, *, strict: bool) -> tuple[Level, ...]:
+        """The levels that identifiers may name. Orthanc has whole patients moved by the Study Root."""
+        root = Root.PATIENT if self is Root.STUDY and not strict else self
+        return tuple(Level(level) for level in root.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -461,7 +466,7 @@ class FindQuery:
         strict: bool = False,
         options: FindOptions = BASELINE,
     ) -> None:
-        identifier = parse_identifier(data, root.value, transfer_syntax_uid)
+        identifier = parse_identifier(data, root.accepted(strict=strict), transfer_syntax_uid)
         if strict:
             identifier.check_strictly(root.top, relational=options.relational)
         self.level = level = identifier.complete_level(root.top)
@@ -471,7 +476,7 @@ class FindQuery:
         self._selection: Selection | _Below = Selection(level, conditions.keys)
         if len(conditions.keys) < len(asked.keys):
             self._selection = _Below(level, asked)
-        unique = [UNIQUE_KEYS[up] for up in Level if root.top <= up <= level]
+        unique = [UNIQUE_KEYS[up] for up in Level if min(root.top, level) <= up <= level]
         returned = dict(identifier.requested) | {tag: BY_TAG[tag].vr for tag in unique}
         constants = {QUERY_RETRIEVE_LEVEL: level.name, RETRIEVE_AE_TITLE: ae_title}
         if conditions.zone is not None:
@@ -543,12 +548,13 @@ class SelectQuery:
         aside: bool = False,
     ) -> None:
         self._aside = aside
-        identifier = parse_identifier(data, root.value, transfer_syntax_uid)
+        identifier = parse_identifier(data, root.accepted(strict=strict), transfer_syntax_uid)
         if strict:
             identifier.check_strictly(root.top, relational=relational)
         level = identifier.complete_level(root.top)
         if identifier.value(UNIQUE_KEYS[level]) is not None:
-            unique = [BY_TAG[UNIQUE_KEYS[up]] for up in Level if root.top <= up <= level]
+            top = min(root.top, level)
+            unique = [BY_TAG[UNIQUE_KEYS[up]] for up in Level if top <= up <= level]
             conditions = _conditions(identifier, unique)
         elif strict:
             raise MismatchedIdentifier("the unique key of the level has no value")

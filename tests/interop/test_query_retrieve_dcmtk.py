@@ -116,8 +116,8 @@ async def test_our_scu_with_dcmqrscp(dcmqrscp: peers.Server) -> None:
 
 
 @asynccontextmanager
-async def our_scp() -> AsyncIterator[int]:
-    services: tuple[Service, ...] = (FindScp(all_studies), GetScp(all_instances))
+async def our_scp(*asked: Service) -> AsyncIterator[int]:
+    services = asked or (FindScp(all_studies), GetScp(all_instances))
 
     async def handler(association: Association) -> None:
         await serve_services(association, services)
@@ -171,6 +171,21 @@ async def test_findscu_with_our_scp() -> None:
         done = await tool("findscu", *query, HOST, port)
     for path in FILES:
         assert str(pydicom.dcmread(path).StudyInstanceUID) in done.stdout
+
+
+async def test_findscu_cancels() -> None:
+    async def for_ever(
+        _model: QueryModel, _asked: Dataset, _calling: str
+    ) -> AsyncIterator[Dataset]:
+        while True:
+            (answer, *_) = all_studies(_model, _asked, _calling)
+            yield answer
+            await trio.sleep(0.001)
+
+    async with our_scp(FindScp(for_ever)) as port:
+        query = ("-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID")
+        done = await tool("findscu", "-d", "-S", "--cancel", "3", *query, HOST, port)
+    assert "0xfe00: Cancel" in done.stdout, done.stdout[-1000:]
 
 
 async def test_getscu_with_our_scp(tmp_path: Path) -> None:

@@ -350,6 +350,32 @@ async def test_our_get_scp() -> None:
     assert received == expected  # byte for byte
 
 
+async def test_our_get_scp_heeds_a_cancel() -> None:
+    received: list[str] = []
+
+    def keep(event: Any) -> int:
+        received.append(str(event.request.AffectedSOPInstanceUID))
+        if len(received) == 1:
+            event.assoc.send_c_cancel(7, query_model=uids.STUDY_ROOT_GET)
+        return 0x0000
+
+    async def many(_model: QueryModel, _asked: Dataset, _calling: str) -> list[OnDisk]:
+        return [OnDisk(FILES[0])] * 100
+
+    def ask(port: int) -> Any:
+        association = associate(port, handlers=[(evt.EVT_C_STORE, keep)])
+        wanted = identifier(StudyInstanceUID="")
+        answers = list(association.send_c_get(wanted, uids.STUDY_ROOT_GET, msg_id=7))
+        association.release()
+        return answers[-1][0]
+
+    async with our_scp(GetScp(many)) as port:
+        final = await in_thread(partial(ask, port))
+    assert final.Status == 0xFE00
+    assert final.NumberOfCompletedSuboperations == len(received) < 100
+    assert final.NumberOfRemainingSuboperations == 100 - len(received)
+
+
 async def test_our_get_scp_without_the_role() -> None:
     def ask(port: int) -> Any:
         association = associate(port, roles=False)

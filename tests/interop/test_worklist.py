@@ -83,6 +83,10 @@ def worklist(request: pytest.FixtureRequest) -> peers.Server:
     return server
 
 
+def test_echo(worklist: peers.Server) -> None:
+    assert main(["echo", "-q", worklist.address]) == 0
+
+
 STEP = "ScheduledProcedureStepSequence[0]"
 CT_IN_JANUARY = (
     *("-k", "PatientName", "-k", f"{STEP}.Modality=CT"),

@@ -270,6 +270,16 @@ def test_message_ids_count_from_one_and_skip_what_is_outstanding() -> None:
     assert ids.take() == 65535
 
 
+def test_message_ids_continue_with_the_one_that_is_named_or_the_next_free() -> None:
+    ids = MessageIds()
+    ids.continue_with(7)
+    assert [ids.take(), ids.take()] == [7, 8]
+    ids.continue_with(7)
+    assert ids.take() == 9
+    ids.continue_with(65535)
+    assert [ids.take(), ids.take()] == [65535, 1]
+
+
 # -- pynetdicom's encoding is another witness
 
 

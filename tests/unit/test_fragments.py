@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcmhaul.net._sockio import WOULD_BLOCK, run_plan, take_plan
+from dcmhaul.net._sockio import BUDGET_SPENT, DONE, WOULD_BLOCK, run_plan, take_plan
 from dcmhaul.wire._fragments import SendQueue
 from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA, PduReader
 
@@ -264,6 +264,27 @@ def test_what_is_taken_in_steps_is_the_same(limit: int, tmp_path: Path) -> None:
     assert b"".join(taken) == whole
     assert queue.pending == 0
     assert take_plan(queue, limit) == b""
+
+
+def test_a_budget_that_is_spent_between_messages_lets_go_of_those_that_are_sent(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(200)))
+    near, far = socket.socketpair()
+    with path.open("rb") as file, near, far:
+        near.setblocking(False)
+        whole = filled(file.fileno(), 200).drain()
+        queue = filled(file.fileno(), 200)
+        came = b""
+        spent = 0
+        while queue.pending:
+            status, sent, _ = run_plan(near.fileno(), queue, 5000)
+            assert status in (DONE, BUDGET_SPENT)
+            spent += status == BUDGET_SPENT
+            came += far.recv(sent, socket.MSG_WAITALL)
+    assert spent
+    assert came == whole
 
 
 def test_taking_stops_at_a_file_that_is_spent(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dcmhaul.protocol.statuses import StatusCategory, category, describe
+from dcmhaul.protocol.statuses import StatusCategory, category, describe, is_performed
 
 SUCCESS, WARNING, PENDING, CANCEL, FAILURE = StatusCategory
 
@@ -81,3 +81,13 @@ def test_describe(status: int, service: str, words: str) -> None:
     assert line.startswith(f"0x{status:04X} ")
     assert words in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB007, 0xB0FF])
+def test_every_sub_operation_was_tried(status: int) -> None:
+    assert is_performed(status)
+
+
+@pytest.mark.parametrize("status", [0x0001, 0xA702, 0xB100, 0xC000, 0xFE00, 0xFF00])
+def test_not_every_sub_operation_was_tried(status: int) -> None:
+    assert not is_performed(status)

@@ -290,13 +290,15 @@ class _Get:
 
     def _judge(self, unit: Unit) -> None:
         """Says what failed or did not come, once nothing more is asked for."""
-        from dcmhaul.cli.getunits import PERFORMED
-        from dcmhaul.protocol.statuses import SUCCESS
+        from dcmhaul.cli.getunits import ended
+        from dcmhaul.protocol.statuses import SUCCESS, is_performed
 
         response = unit.response
-        if unit.studies is None or (response is not None and response.status not in PERFORMED):
+        if unit.studies is None or (response is not None and not ended(response)):
             if response is not None:
                 self.retrieval.judge(response, len(unit.refused))
+                if is_performed(response.status) and not self.retrieval.stop.requested:
+                    self._judge_counted(unit, response)
             return
         unfit = sorted(unit.unfit - unit.asked)
         for uid in unfit:
@@ -310,6 +312,18 @@ class _Get:
             self.retrieval.count.failed += len(
                 unit.missing
             )  # the association was lost, which is said
+
+    def _judge_counted(self, unit: Unit, response: RetrieveResponse) -> None:
+        """What did not come of instances that nobody has listed: only the peer's own count says so."""
+        from dcmhaul.protocol.statuses import describe
+
+        lacking = unit.counted - unit.stored - len(unit.refused)
+        if lacking <= 0:
+            return
+        self.retrieval.count.failed += lacking
+        self._lack(
+            lacking, unit.stored, f"though the peer answered {describe(response.status, 'C-GET')}"
+        )
 
     def _judge_answered(self, unit: Unit, *, success: bool) -> None:
         """What the peer says that it failed to send, and what it does not say so of."""
@@ -331,9 +345,10 @@ class _Get:
         for uid in lacking:
             self._say("missing", uid)
         though = "though the peer answered" if success else "the peer answered"
-        line = (
-            f"{len(lacking)} instances did not come, {len(unit.arrived)} did, {though} {unit.said}"
-        )
+        self._lack(len(lacking), len(unit.arrived), f"{though} {unit.said}")
+
+    def _lack(self, lacking: int, came: int, answered: str) -> None:
+        line = f"{lacking} instances did not come, {came} did, {answered}"
         self.session.code(Exit.RETRYABLE)
         self.session.console.error(f"dcmhaul {self.session.name}: {line}")
         self.session.errors.append(line)

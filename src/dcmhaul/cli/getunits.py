@@ -23,7 +23,11 @@ from dcmhaul.engine.planning import (
     pair_contexts,
     plan_requests,
 )
-from dcmhaul.protocol.statuses import COERCION, SUCCESS, UNABLE_TO_PERFORM_SUBOPERATIONS
+from dcmhaul.protocol.statuses import (
+    SUCCESS,
+    UNABLE_TO_PERFORM_SUBOPERATIONS,
+    is_performed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,10 +38,7 @@ if TYPE_CHECKING:
 
     Pairs = tuple[tuple[str, str], ...]
 
-__all__ = ["PERFORMED", "ROUNDS", "Pass", "Unit", "passes"]
-
-PERFORMED: Final = (SUCCESS, COERCION, UNABLE_TO_PERFORM_SUBOPERATIONS)
-"""Final statuses after which every sub-operation was tried: what failed may come in other contexts."""
+__all__ = ["ROUNDS", "Pass", "Unit", "passes"]
 
 ROUNDS: Final = 3
 """What was announced; every common syntax of these classes; every Storage SOP class."""
@@ -68,7 +69,9 @@ class Unit:
     request was made with a context that may carry them. unfit: those for which the peer accepted none.
     listed_failed: what the peer named as failed. unexplained: failures that it counted beyond. over:
     nothing more is asked for, since the association was lost or the peer refused. held: what was here
-    before the request that runs. said: the last final status in words.
+    before the request that runs. said: the last final status in words. stored: how often something was
+    stored here; one UID may come twice. counted: what the last final response to a request for unknown
+    instances counts as sent, or as still to be sent.
     """
 
     identifier: Identifier
@@ -83,6 +86,8 @@ class Unit:
     said: str = ""
     over: bool = False
     held: frozenset[str] = frozenset()
+    stored: int = 0
+    counted: int = 0
     expected: dict[str, ExpectedInstance] = field(init=False)
     _tried: set[tuple[str, str]] = field(default_factory=set)
 
@@ -170,7 +175,8 @@ class Unit:
             failed = max(len(listed), (response.failed or 0) - len(self.held))
             response = replace(response, failed=failed, failed_sop_instance_uids=listed)
         self.response = response
-        self.over = response.status not in PERFORMED
+        self.counted = 0 if wanted is not None else response.promised or 0
+        self.over = not ended(response)
         self.listed_failed |= set(response.failed_sop_instance_uids) - self.refused
         if wanted is not None:
             told = set(response.failed_sop_instance_uids) | (wanted - self.arrived)
@@ -179,11 +185,18 @@ class Unit:
     def came(self, sop_instance_uid: str, *, stored: bool) -> None:
         """An instance was answered."""
         if stored:
+            self.stored += 1
             self.arrived.add(sop_instance_uid)
             self.refused.discard(sop_instance_uid)
             self.listed_failed.discard(sop_instance_uid)
         elif sop_instance_uid not in self.arrived:
             self.refused.add(sop_instance_uid)
+
+
+def ended(response: RetrieveResponse) -> bool:
+    """Whether every sub-operation was tried: what failed may come in other contexts."""
+    status = response.status
+    return is_performed(status) or status == UNABLE_TO_PERFORM_SUBOPERATIONS
 
 
 def passes(

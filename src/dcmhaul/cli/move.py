@@ -343,9 +343,9 @@ class _Move:
 
     def _compare(self, delivery: Delivery, response: RetrieveResponse) -> None:
         """Says what did not arrive, though the peer answered a success."""
-        from dcmhaul.protocol.statuses import COERCION, SUCCESS, describe
+        from dcmhaul.protocol.statuses import describe, is_performed
 
-        if response.status not in (SUCCESS, COERCION):
+        if not is_performed(response.status):
             return
         done = (response.completed or 0) + (response.warning or 0)
         here = len(delivery.arrived)

@@ -389,7 +389,7 @@ class Retrieval:
 
         cancelled: we asked for the end of this one.
         """
-        from dcmhaul.protocol.statuses import CANCEL, COERCION, SUCCESS
+        from dcmhaul.protocol.statuses import CANCEL, COERCION, SUCCESS, is_performed
 
         self.session.begun = True
         console = self.session.console
@@ -399,10 +399,12 @@ class Retrieval:
             console.error(f"failed: {uid}")
             self.session.answer.record({"type": "failed", "sop_instance_uid": uid})
         text = self.said(response)
-        if response.status in (SUCCESS, COERCION):
+        if is_performed(response.status):
             if failed:
                 self.session.code(Exit.RETRYABLE)
                 console.error(f"{failed} sub-operations failed: {text}")
+            elif response.status not in (SUCCESS, COERCION):
+                console.warn(f"warning: {text}")
         elif response.status == CANCEL and (cancelled or self.stop.requested):
             self.uncounted += 1
         else:

@@ -74,10 +74,11 @@ class Delivery:
         failed = max(told, len(self.refused))
         if self.expected is not None:
             return max(0, len(self.expected - self.arrived) - failed)
-        if response.completed is None and response.warning is None:
+        if response.promised is None:
             return None
-        done = (response.completed or 0) + (response.warning or 0)
-        return max(0, done - len(self.arrived) - (len(self.refused) if not told else 0))
+        return max(
+            0, response.promised - len(self.arrived) - (len(self.refused) if not told else 0)
+        )
 
     async def settled(self, response: RetrieveResponse, seconds: float = SETTLE_SECONDS) -> None:
         """Returns when all is here, or after so long without a sign of what is not.
@@ -85,7 +86,7 @@ class Delivery:
         response: the final one. After a failure, or a cancel, only what is on its way is waited for.
         """
         self.signs.touch()
-        more = response.status in (statuses.SUCCESS, statuses.COERCION)
+        more = statuses.is_performed(response.status)
         while self.receiving or (more and self.lacking(response) != 0):
             left = self.signs.last + seconds - trio.current_time()
             if left <= 0:

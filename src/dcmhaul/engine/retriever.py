@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from dcmhaul.engine.relay import Destination, Receiver
     from dcmhaul.net import Association, Incoming
-    from dcmhaul.services.identifiers import EncodeIdentifier
+    from dcmhaul.services.identifiers import GivenIdentifier
     from dcmhaul.services.provider import Completion
 
 __all__ = ["GetResult", "Retriever"]
@@ -82,7 +82,7 @@ class Retriever:
 
     async def retrieve(
         self,
-        identifier: bytes | EncodeIdentifier,
+        identifier: GivenIdentifier,
         *,
         held: Container[str] = (),
         stop: trio.Event | None = None,

@@ -31,6 +31,7 @@ __all__ = [
     "StatusCategory",
     "category",
     "describe",
+    "is_performed",
 ]
 
 SUCCESS: Final = 0x0000
@@ -207,6 +208,11 @@ def category(status: int, service: str = "C-STORE") -> StatusCategory:
         if first <= status <= last:
             return StatusCategory.WARNING
     return StatusCategory.FAILURE
+
+
+def is_performed(status: int) -> bool:
+    """Whether the final status of a C-GET or C-MOVE says that every sub-operation was tried: 0000 or B0xx."""
+    return status == SUCCESS or status & 0xFF00 == COERCION
 
 
 def describe(status: int, service: str = "C-STORE") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from dcmhaul import uids
 from dcmhaul.wire._elements import ElementFault, ElementWalker
@@ -22,11 +22,13 @@ __all__ = [
     "IDENTIFIER_LENGTH_MAX",
     "QUERY_SYNTAXES",
     "EncodeIdentifier",
+    "GivenIdentifier",
     "EncodedIdentifier",
     "QueryRefused",
     "decode_identifier",
     "decode_uid_list",
     "encode_identifier",
+    "encoded",
     "encode_uid_list",
 ]
 
@@ -44,6 +46,9 @@ QUERY_SYNTAXES: Final = (
 
 EncodeIdentifier = Callable[[str], bytes]
 """Encodes an identifier in the transfer syntax that it is given."""
+
+GivenIdentifier: TypeAlias = "Dataset | bytes | EncodeIdentifier"
+"""What a caller asks with: a dataset, bytes in the context's transfer syntax, or what encodes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +130,15 @@ def encode_identifier(dataset: Dataset, transfer_syntax: str) -> bytes:
     except Exception as exc:  # as above: the texts quote values
         raise ValueError(f"identifier cannot be encoded ({type(exc).__name__})") from None
     return out.getvalue()
+
+
+def encoded(identifier: GivenIdentifier, transfer_syntax: str) -> bytes:
+    """What an SCU was given to ask, in the context's transfer syntax; bytes are taken to be in it."""
+    if isinstance(identifier, bytes):
+        return identifier
+    if callable(identifier):
+        return identifier(transfer_syntax)
+    return encode_identifier(identifier, transfer_syntax)
 
 
 def encode_uid_list(instance_uids: Iterable[str], transfer_syntax: str) -> tuple[bytes, int]:

@@ -17,7 +17,7 @@ from dcmhaul.protocol import statuses
 from dcmhaul.protocol.dimse import CMoveRq, CMoveRsp, DimseMessage, Priority, response_to
 from dcmhaul.protocol.negotiation import SupportedContext, is_valid_ae_title
 from dcmhaul.services.extended import RETRIEVE_SUPPORTED
-from dcmhaul.services.identifiers import QUERY_SYNTAXES, QueryRefused
+from dcmhaul.services.identifiers import QUERY_SYNTAXES, QueryRefused, encoded
 from dcmhaul.services.provider import refuse_stray
 from dcmhaul.services.query import CancelWatch, QueryModel, context_for_model
 from dcmhaul.services.retrieve import CANCEL_SECONDS, RetrieveScu, sole_error
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from dcmhaul.net import Association, Incoming
     from dcmhaul.protocol.negotiation import AcceptedContext
-    from dcmhaul.services.identifiers import EncodeIdentifier
+    from dcmhaul.services.identifiers import GivenIdentifier
     from dcmhaul.services.retrieve import RetrieveResponse, SignsOfLife
 
 __all__ = [
@@ -63,7 +63,7 @@ STOP_SECONDS: Final = 10.0
 async def move(
     association: Association,
     model: QueryModel,
-    identifier: bytes | EncodeIdentifier,
+    identifier: GivenIdentifier,
     destination_ae_title: str,
     *,
     priority: int = Priority.MEDIUM,
@@ -75,7 +75,7 @@ async def move(
 ) -> RetrieveResponse:
     """One C-MOVE to the AE that the peer knows by that title; returns the final response.
 
-    identifier: bytes in the context's transfer syntax, or what encodes it. on_pending hears of each
+    identifier: a dataset, bytes in the context's transfer syntax, or what encodes it. on_pending hears of each
     pending response, and may set `cancel`: once set, a C-CANCEL goes out. A peer that has not ended
     after `cancel_seconds` ignores it: PeerTimeout, and leaving the association then aborts it.
     seconds: without a response, and without a sign of life in `signs`, which whoever sees the
@@ -84,8 +84,6 @@ async def move(
     Raises NoAcceptedContext, PeerTimeout, AssociationAborted, RemoteProtocolError, TransportError.
     """
     context = context_for_model(association, model.move_uid)
-    if callable(identifier):
-        identifier = identifier(context.transfer_syntax)
     started = time.perf_counter()
     scu = RetrieveScu(association, context, "C-MOVE", seconds=seconds, signs=signs)
     request = CMoveRq(
@@ -94,7 +92,9 @@ async def move(
         move_destination=destination_ae_title,
         priority=priority,
     )
-    await association.send(context.context_id, request, identifier)
+    await association.send(
+        context.context_id, request, encoded(identifier, context.transfer_syntax)
+    )
     async with scu.cancelled_by(cancel, cancel_seconds):
         response = await _final_response(scu, on_pending)
     scu.ended(response, started)

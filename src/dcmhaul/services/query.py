@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from dcmhaul import uids
-from dcmhaul.errors import AssociationAborted, NoAcceptedContext, RemoteProtocolError
+from dcmhaul.errors import AssociationAborted, NoAcceptedContext, PeerTimeout, RemoteProtocolError
 from dcmhaul.protocol import statuses
 from dcmhaul.protocol.dimse import (
     CCancelRq,
@@ -29,10 +30,11 @@ from dcmhaul.services.identifiers import (
     IDENTIFIER_LENGTH_MAX,
     QUERY_SYNTAXES,
     EncodedIdentifier,
-    EncodeIdentifier,
+    GivenIdentifier,
     QueryRefused,
     decode_identifier,
     encode_identifier,
+    encoded,
 )
 from dcmhaul.services.provider import refuse_stray
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from dcmhaul.protocol.negotiation import AcceptedContext
 
 __all__ = [
+    "CANCEL_SECONDS",
     "CancelWatch",
     "EncodedAnswer",
     "FindAnswer",
@@ -60,6 +63,9 @@ __all__ = [
 ]
 
 _LOG: Final = logging.getLogger(__name__)
+
+CANCEL_SECONDS: Final = 20.0
+"""How long a peer may go on after a C-CANCEL before it is aborted; some ignore it."""
 
 # Matches gather before they leave in one system call; the peer's C-CANCEL is looked for as often.
 FLUSH_BYTES: Final = 32 * 1024
@@ -136,16 +142,17 @@ class FindResponse:
 async def find(
     association: Association,
     model: QueryModel,
-    identifier: bytes | EncodeIdentifier,
+    identifier: GivenIdentifier,
     *,
     priority: int = Priority.MEDIUM,
     cancel_after: int | None = None,
 ) -> AsyncIterator[AsyncIterator[FindResponse]]:
     """One C-FIND (PS3.7 §9.1.2): `async with find(...) as responses: async for response in responses`.
 
-    The last response is the final one, whatever its status. identifier: bytes in the context's
-    transfer syntax, or what encodes it. cancel_after: sends a C-CANCEL after so many matches; what
-    still comes is given out too. A block that is left early cancels and drops the rest.
+    The last response is the final one, whatever its status. identifier: a dataset, bytes in the
+    context's transfer syntax, or what encodes it. cancel_after: sends a C-CANCEL after so many matches; what
+    still comes is given out too, for CANCEL_SECONDS, then PeerTimeout. A block that is left early
+    cancels and drops the rest.
     Raises NoAcceptedContext, PeerTimeout, AssociationAborted, RemoteProtocolError, TransportError.
     """
     operation = _Find(association, model, cancel_after)
@@ -169,23 +176,25 @@ class _Find:
         self._class_uid = model.find_uid
         self._cancel_after = cancel_after
         self._cancelled = False
+        self._until = math.inf
         self._message_id = 0
 
-    async def request(self, identifier: bytes | EncodeIdentifier, priority: int) -> None:
+    async def request(self, identifier: GivenIdentifier, priority: int) -> None:
         context = self._context
-        if callable(identifier):
-            identifier = identifier(context.transfer_syntax)
         self._message_id = self._association.next_message_id()
         request = CFindRq(
             message_id=self._message_id,
             affected_sop_class_uid=self._class_uid,
             priority=priority,
         )
-        await self._association.send(context.context_id, request, identifier)
+        await self._association.send(
+            context.context_id, request, encoded(identifier, context.transfer_syntax)
+        )
 
     async def cancel(self) -> None:
         if not self._cancelled:
             self._cancelled = True
+            self._until = trio.current_time() + CANCEL_SECONDS
             await self._association.send(
                 self._context.context_id,
                 CCancelRq(message_id_being_responded_to=self._message_id),
@@ -209,12 +218,23 @@ class _Find:
         self._association.observer.operation("C-FIND", "out", response.status, seconds, length)
         yield response
 
+    async def _receive(self) -> Incoming | None:
+        """What comes next; PeerTimeout in time, also where a peer goes on for ever after a C-CANCEL."""
+        association = self._association
+        seconds = association.timeouts.dimse
+        left = self._until - trio.current_time()
+        if left == math.inf:
+            return await association.receive(seconds=seconds, phase="C-FIND response")
+        hint = f"{association.peer} goes on with the C-FIND all the same"
+        if left <= 0:
+            raise PeerTimeout("C-CANCEL", CANCEL_SECONDS, hint)
+        left = left if seconds is None else min(left, seconds)
+        return await association.receive(seconds=left, phase="C-CANCEL")
+
     async def _next(self) -> FindResponse:
         association = self._association
         while True:
-            incoming = await association.receive(
-                seconds=association.timeouts.dimse, phase="C-FIND response"
-            )
+            incoming = await self._receive()
             if incoming is None:
                 raise AssociationAborted(
                     0, 0, f"{association.peer} released the association instead of answering C-FIND"
@@ -290,8 +310,8 @@ class CancelWatch:
 
 async def read_identifier(association: Association, incoming: Incoming) -> Dataset:
     """The identifier of a request for a query or retrieve; QueryRefused where it is none."""
-    encoded = await read_encoded_identifier(association, incoming)
-    data, syntax = encoded.data, encoded.transfer_syntax
+    found = await read_encoded_identifier(association, incoming)
+    data, syntax = found.data, found.transfer_syntax
     try:
         if len(data) > _THREAD_LENGTH:
             return await trio.to_thread.run_sync(decode_identifier, data, syntax)

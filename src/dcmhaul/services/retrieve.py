@@ -37,12 +37,14 @@ from dcmhaul.services.extended import RETRIEVE_SUPPORTED
 from dcmhaul.services.identifiers import (
     IDENTIFIER_LENGTH_MAX,
     QUERY_SYNTAXES,
-    EncodeIdentifier,
+    GivenIdentifier,
     QueryRefused,
     decode_uid_list,
+    encoded,
 )
 from dcmhaul.services.provider import refuse_stray
 from dcmhaul.services.query import (
+    CANCEL_SECONDS,
     CancelWatch,
     QueryModel,
     context_for_model,
@@ -82,8 +84,6 @@ __all__ = [
 
 GET_SECONDS: Final = 600.0
 """How long a C-GET may go without a sign of life: a response, or a sub-operation that reaches us."""
-CANCEL_SECONDS: Final = 20.0
-"""How long a peer may go on after a C-CANCEL before it is aborted; some ignore it."""
 
 StoreHandler = Callable[["Association", "Incoming"], "Awaitable[Completion | None]"]
 """`StorageScp.handle`, or what does the same: reads the dataset, answers, or returns what will."""
@@ -114,6 +114,18 @@ class RetrieveResponse:
     def pending(self) -> bool:
         return self.status in (statuses.PENDING, statuses.PENDING_OPTIONAL_KEYS)
 
+    @property
+    def promised(self) -> int | None:
+        """How many instances the peer counts as sent, or as remaining; None where it counts none.
+
+        What it lists as failed, and does not count so, it left among the remaining ones.
+        """
+        if self.completed is None and self.warning is None:
+            return None
+        uncounted = max(0, len(self.failed_sop_instance_uids) - (self.failed or 0))
+        remaining = max(0, (self.remaining or 0) - uncounted)
+        return (self.completed or 0) + (self.warning or 0) + remaining
+
 
 # -- the SCU ------------------------------------------------------------------------------------
 
@@ -121,7 +133,7 @@ class RetrieveResponse:
 async def get(
     association: Association,
     model: QueryModel,
-    identifier: bytes | EncodeIdentifier,
+    identifier: GivenIdentifier,
     store: StoreHandler,
     *,
     priority: int = Priority.MEDIUM,
@@ -132,20 +144,20 @@ async def get(
 ) -> RetrieveResponse:
     """One C-GET; its sub-operations go to `store` while it runs. Returns the final response.
 
-    identifier: bytes in the context's transfer syntax, or what encodes it. cancel: once set, a
+    identifier: a dataset, bytes in the context's transfer syntax, or what encodes it. cancel: once set, a
     C-CANCEL goes out, and what still comes is stored; a peer that sends more after `cancel_seconds`
     ignores it: PeerTimeout. seconds: without any sign of life.
     Raises NoAcceptedContext, PeerTimeout, AssociationAborted, RemoteProtocolError, TransportError.
     """
     context = context_for_model(association, model.get_uid)
-    if callable(identifier):
-        identifier = identifier(context.transfer_syntax)
     started = time.perf_counter()
     scu = RetrieveScu(association, context, "C-GET", seconds=seconds)
     request = CGetRq(
         message_id=scu.message_id, affected_sop_class_uid=model.get_uid, priority=priority
     )
-    await association.send(context.context_id, request, identifier)
+    await association.send(
+        context.context_id, request, encoded(identifier, context.transfer_syntax)
+    )
     async with scu.cancelled_by(cancel, cancel_seconds):
         response = await _Get(scu, store, on_pending).run()
     scu.ended(response, started)

@@ -1,5 +1,78 @@
-"""dcmhaul moves DICOM studies over the network, and proves that nothing was lost."""
+"""dcmhaul moves DICOM studies over the network, and proves that nothing was lost.
+
+The names of the library, `dcmhaul.library`, are offered here too; it is imported when one is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dcmhaul._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from dcmhaul.library import (
+        Archive,
+        Association,
+        DcmhaulError,
+        FailedEntry,
+        FindResponse,
+        FindScp,
+        FolderSinks,
+        GetScp,
+        Peer,
+        QueryModel,
+        RetrieveResponse,
+        Service,
+        SkippedEntry,
+        StorageScp,
+        StoreOutcome,
+        Timeouts,
+        TlsSettings,
+        VerificationScp,
+        describe,
+        echo,
+        find,
+        get,
+        move,
+        open_archive,
+        open_association,
+        send,
+        serve,
+    )
+
+__all__ = [
+    "__version__",
+    "Archive",
+    "Association",
+    "DcmhaulError",
+    "FailedEntry",
+    "FindResponse",
+    "FindScp",
+    "FolderSinks",
+    "GetScp",
+    "Peer",
+    "QueryModel",
+    "RetrieveResponse",
+    "Service",
+    "SkippedEntry",
+    "StorageScp",
+    "StoreOutcome",
+    "Timeouts",
+    "TlsSettings",
+    "VerificationScp",
+    "describe",
+    "echo",
+    "find",
+    "get",
+    "move",
+    "open_archive",
+    "open_association",
+    "send",
+    "serve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the library. AttributeError for any other, such as a module that is not imported yet."""
+    if name in __all__:
+        return getattr(import_module("dcmhaul.library"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

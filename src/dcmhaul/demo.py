@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,28 +18,24 @@ import trio
 
 from dcmhaul._version import __version__
 from dcmhaul.archive import open_archive
-from dcmhaul.config import Peer
-from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import DcmhaulError
+from dcmhaul.library import serve
 from dcmhaul.migrate import MigrateOptions, MigrationSummary, Progress, StopRequest, migrate
 from dcmhaul.migrate.inventory import dataset_digest
 from dcmhaul.migrate.rendering import write_report
 from dcmhaul.migrate.upgrades import reading_ledger
-from dcmhaul.net import Timeouts, serve_associations
 from dcmhaul.objects.part10 import FileInstance
 from dcmhaul.objects.sources import open_entries
 from dcmhaul.objects.synth import SynthPlan, write_studies
-from dcmhaul.services.provider import acceptor_policy, serve_services
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from dcmhaul.archive import Archive
     from dcmhaul.net import Observer
 
 __all__ = ["DemoResult", "run_demo"]
 
-HOST = "127.0.0.1"
 SYNTHETIC = (
     SynthPlan(studies=2, series=2, instances=30, modality="CT", seed="demo volume"),
     SynthPlan(
@@ -98,8 +92,8 @@ async def run_demo(
         async with (
             open_archive(root / "old", ae_title="OLD") as old,
             open_archive(root / "new", ae_title="NEW") as new,
-            _serving(old) as source,
-            _serving(new) as destination,
+            serve(old.services(), ae_title=old.ae_title) as source,
+            serve(new.services(), ae_title=new.ae_title) as destination,
         ):
             tell(f"two archives: {source} and {destination}")
             await _fill(old, root / "made", tell)
@@ -130,26 +124,6 @@ async def run_demo(
     )
     await trio.to_thread.run_sync(_write_report, result)
     return result
-
-
-@asynccontextmanager
-async def _serving(archive: Archive) -> AsyncIterator[Peer]:
-    """The archive behind a free port of the loopback interface."""
-    services = archive.services()
-    async with flat_nursery() as nursery:
-        listening = await nursery.start(
-            partial(
-                serve_associations,
-                lambda association: serve_services(association, services),
-                acceptor_policy(services, ae_title=archive.ae_title),
-                host=HOST,
-                port=0,
-                timeouts=Timeouts(),
-            )
-        )
-        host, port = listening[0]
-        yield Peer(host=host, port=port, ae_title=archive.ae_title)
-        nursery.cancel_scope.cancel()
 
 
 async def _fill(archive: Archive, folder: Path, tell: Callable[[str], None]) -> None:

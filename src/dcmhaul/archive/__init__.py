@@ -1,10 +1,17 @@
-"""The embedded archive: object files, their index, the SCP side of the services, and its moves."""
+"""The embedded archive: object files, their index, the SCP side of the services, and its moves.
 
-from dcmhaul.archive.importing import ImportSummary
-from dcmhaul.archive.index import Duplicates, Totals
-from dcmhaul.archive.moves import MoveDestination, MovePolicy, MoveStatistics, OutgoingMoves
-from dcmhaul.archive.recovery import RecoveryReport
-from dcmhaul.archive.scp import Archive, ArchiveStatistics, open_archive
+Each name is imported when it is first used: matching alone is of use to those who need no database.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dcmhaul.archive.importing import ImportSummary
+    from dcmhaul.archive.index import Duplicates, Totals
+    from dcmhaul.archive.moves import MoveDestination, MovePolicy, MoveStatistics, OutgoingMoves
+    from dcmhaul.archive.recovery import RecoveryReport
+    from dcmhaul.archive.scp import Archive, ArchiveStatistics, open_archive
 
 __all__ = [
     "Archive",
@@ -19,3 +26,22 @@ __all__ = [
     "Totals",
     "open_archive",
 ]
+
+_MODULES = {
+    "ImportSummary": "importing",
+    "Duplicates": "index",
+    "Totals": "index",
+    "MoveDestination": "moves",
+    "MovePolicy": "moves",
+    "MoveStatistics": "moves",
+    "OutgoingMoves": "moves",
+    "RecoveryReport": "recovery",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__`. AttributeError for any other, such as a module that is not imported yet."""
+    if name in __all__:
+        module = import_module(f"dcmhaul.archive.{_MODULES.get(name, 'scp')}")
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

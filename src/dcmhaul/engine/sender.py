@@ -150,7 +150,7 @@ class FileSender:
         window: int,
         report: Callable[[StoreOutcome], None],
         report_entry: Callable[[SkippedEntry | FailedEntry], None],
-        opened: Callable[[Association], None],
+        opened: Callable[[Association], None] | None = None,
         abort: bool = False,
         stop: StopRequest | None = None,
     ) -> None:
@@ -190,7 +190,8 @@ class FileSender:
                 with opening:
                     async with self._pool.association(request) as association:
                         self._opening.discard(opening)
-                        self._opened(association)
+                        if self._opened is not None:
+                            self._opened(association)
                         scu = StorageScu(association, window=self._window)
                         await scu.run(
                             partial(self._take, source), self._answered, source.look_ahead

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 __all__ = [
     "AssociationAborted",
     "AssociationRejected",
@@ -26,7 +24,7 @@ __all__ = [
 class DcmhaulError(Exception):
     """Base of all; its text is one line: what was expected, what came, what to do."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class ConfigurationError(DcmhaulError):

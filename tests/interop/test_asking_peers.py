@@ -137,3 +137,25 @@ def test_move(
     counted = records[-1]["instances"], records[-1]["failed"]
     assert (code, counted) == (0, (len(held.below(level)), 0)), err
     assert same(tmp_path, held, level)
+
+
+@pytest.mark.parametrize("verb", ["get", "move"])
+@pytest.mark.parametrize(("model", "level"), [("-S", "SERIES"), ("-S", "IMAGE"), ("-P", "STUDY")])
+def test_a_patients_name_above_the_level(
+    server: peers.Server,
+    held: levels.Held,
+    port: int,
+    verb: str,
+    model: str,
+    level: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """dcmqrscp does not look at it there; what comes is that patient's all the same."""
+    asked = levels.typed({"PatientName": str(held.headers[0].PatientName)}, level)
+    where = ("+P", port, "--bind", peers.LOOPBACK) if verb == "move" else ()
+    code, records, err = run(capsys, server, verb, model, *asked, *where, "-od", tmp_path)
+    counted = records[-1]["instances"], records[-1]["failed"]
+    assert (code, counted) == (0, (len(held.below("PATIENT")), 0)), err
+    assert same(tmp_path, held, "PATIENT")
+    assert ("asked level by level" in err) == (server.name == "dcmqrscp"), err

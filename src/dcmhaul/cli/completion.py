@@ -19,6 +19,7 @@ __all__ = [
     "UNIQUE_KEYS",
     "add_level",
     "default_level",
+    "is_single",
     "level_of",
     "levels_of",
     "needs_query",
@@ -93,7 +94,8 @@ def warnings(model: str, identifier: Identifier) -> list[str]:
     return found
 
 
-def _is_single(value: str) -> bool:
+def is_single(value: str) -> bool:
+    """Whether this is one value, without wild cards."""
     return bool(value) and not any(sign in value for sign in "\\*?")
 
 
@@ -107,12 +109,12 @@ def needs_query(model: str, identifier: Identifier) -> bool:
     allowed = {UNIQUE_KEYS[name] for name in upper} | {QUERY_RETRIEVE_LEVEL, SPECIFIC_CHARACTER_SET}
     if not identifier.elements.keys() <= allowed:
         return True
-    if not all(_is_single(identifier.text(UNIQUE_KEYS[name])) for name in upper[:-1]):
+    if not all(is_single(identifier.text(UNIQUE_KEYS[name])) for name in upper[:-1]):
         return True
     value = identifier.text(UNIQUE_KEYS[level])
     # A list of UIDs is allowed at the level itself; Patient ID is no UID.
     parts = [value] if level == "PATIENT" else value.split("\\")
-    return not all(map(_is_single, parts))
+    return not all(map(is_single, parts))
 
 
 def question(model: str, identifier: Identifier) -> Identifier:

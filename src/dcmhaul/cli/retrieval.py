@@ -5,19 +5,26 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from pydicom.datadict import keyword_for_tag
+
+from dcmhaul.cli.answers import TypedKeys, level_of_key
 from dcmhaul.cli.completion import (
     UNIQUE_KEYS,
+    is_single,
     level_of,
     levels_of,
     question,
     retrieve_identifiers,
 )
+from dcmhaul.cli.exits import Exit, for_status
 from dcmhaul.cli.keys import (
     QUERY_RETRIEVE_LEVEL,
+    SPECIFIC_CHARACTER_SET,
     Element,
     Identifier,
     dump_lines,
     encode_identifier,
+    vr_of,
 )
 from dcmhaul.cli.models import MODELS, unique_keys
 from dcmhaul.engine.planning import ExpectedInstance, storage_class
@@ -27,7 +34,7 @@ from dcmhaul.services.query import find
 from dcmhaul.wire.items import PresentationContextRq
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pydicom.dataset import Dataset
 
@@ -124,6 +131,7 @@ class FindFailed(DcmhaulError):
             + (f" ({comment})" if comment else "")
         )
         self.status = status
+        self.exit_code = for_status(status)
 
 
 class Questioner:
@@ -134,6 +142,8 @@ class Questioner:
         self._model = model
         self._console = console
         self._listings_left = LISTINGS_MAX
+        agreed = association.agreement.extended.get(MODELS[model].find_uid, b"")
+        self._relational = agreed[:1] == b"\x01"
 
     async def ask(self, identifier: Identifier) -> list[Dataset]:
         """All matches; FindFailed where the final status is no success."""
@@ -152,16 +162,79 @@ class Questioner:
         return matches
 
     async def matches(self, typed: Identifier) -> list[dict[int, str]]:
-        """The unique keys of what matches the keys as typed; those typed as one value complete them."""
-        found = []
-        for dataset in await self.ask(question(self._model, typed)):
-            keys = unique_keys(dataset)
-            for tag in UNIQUE_KEYS.values():
-                value = typed.text(tag)
-                if value and not any(sign in value for sign in "\\*?"):
-                    keys.setdefault(tag, value)
-            found.append(keys)
+        """The unique keys of what matches the keys as typed; those typed as one value complete them.
+
+        A peer need not match keys of levels above the one asked (PS3.4 §C.4.1.2.1). Where it does
+        not show that it did, or refuses them, they are asked for at their own levels.
+        """
+        keys = TypedKeys(self._model, typed)
+        level = level_of(typed)
+        try:
+            found = await self.ask(question(self._model, typed))
+        except FindFailed as error:
+            if not keys.above or for_status(error.status) is not Exit.PERMANENT:
+                raise
+            self._console.warn_once(f"warning: {error}; asked level by level")
+            return await self._descend(typed, keys)
+        unproved = {tag for match in found for tag in keys.unproved(match)}
+        if unproved or (not found and keys.lists_above):
+            self._console.warn_once(
+                f"the peer does not show that it matches {_names(unproved or keys.above)} at {level} "
+                "level: asked level by level"
+            )
+            return await self._descend(typed, keys)
+        return [self._completed(typed, match) for match in self._meant(level, keys, found)]
+
+    async def _descend(self, typed: Identifier, keys: TypedKeys) -> list[dict[int, str]]:
+        """The same from the highest level that has such keys, each level by the unique keys above."""
+        levels = levels_of(self._model)
+        asked = level_of(typed)
+        of_keys = {tag: level_of_key(self._model, tag) for tag in typed.elements}
+        start = min(levels.index(of_keys[tag] or asked) for tag in keys.above)
+        units = [unique_keys_of(typed)]
+        found: list[dict[int, str]] = []
+        for level in levels[start : levels.index(asked) + 1]:
+            above = levels[: levels.index(level)]
+            here = {
+                tag: element
+                for tag, element in typed.elements.items()
+                if of_keys[tag] == level
+                or tag == SPECIFIC_CHARACTER_SET
+                or (level == asked and of_keys[tag] not in above)
+            }
+            found = []
+            for unit in units:
+                query = Identifier(dict(here))
+                query.put(QUERY_RETRIEVE_LEVEL, level, "CS")
+                for key in (UNIQUE_KEYS[name] for name in above):
+                    if key in unit:
+                        query.put(key, unit[key], vr_of(key))
+                found += await self.matches(query)
+            key = UNIQUE_KEYS[level]
+            units = list({match[key]: match for match in found if key in match}.values())
         return found
+
+    def _meant(self, level: str, keys: TypedKeys, found: list[Dataset]) -> list[Dataset]:
+        """The matches that do not contradict what was typed."""
+        contradicted = [keys.contradicted(match) for match in found]
+        kept = [match for match, wrong in zip(found, contradicted, strict=True) if not wrong]
+        if len(kept) < len(found):
+            self._console.warn_once(
+                f"warning: the peer's matches at {level} level whose {_names(*contradicted)} is not "
+                "what was typed are left out"
+            )
+        unsaid = keys.unsaid(kept)
+        if kept and unsaid and not self._relational:
+            self._console.warn_once(
+                f"warning: the peer does not show that it matches {_names(unsaid)} at {level} level: "
+                "more may come than was meant"
+            )
+        return kept
+
+    @staticmethod
+    def _completed(typed: Identifier, match: Dataset) -> dict[int, str]:
+        single = {tag: uid for tag, uid in unique_keys_of(typed).items() if is_single(uid)}
+        return single | unique_keys(match)
 
     async def split(self, units: list[Identifier], parts: int) -> list[Identifier]:
         """The units in at least `parts` smaller ones, as far as there are levels below."""
@@ -323,6 +396,14 @@ def _study_question(unit: Identifier) -> Identifier:
         query.put(UNIQUE_KEYS["STUDY"], "", "UI")
     query.put(_SOP_CLASSES_IN_STUDY, "", "UI")
     return query
+
+
+def _names(*tags: Iterable[int]) -> str:
+    """Attributes as they are typed."""
+    named = sorted({tag for some in tags for tag in some})
+    return ", ".join(
+        keyword_for_tag(tag) or f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in named
+    )
 
 
 def unique_keys_of(identifier: Identifier) -> dict[int, str]:

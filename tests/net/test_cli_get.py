@@ -190,6 +190,24 @@ async def test_a_peer_that_lists_nothing_is_asked_in_the_commonest_classes(
     assert old.requests == ["STUDY", "STUDY"]
 
 
+async def test_verbose_tells_what_getscu_tells(got: Callable[..., Any]) -> None:
+    """And the questions beforehand."""
+    async with FakeArchive(kinds(2)).running("OLD") as peer:
+        result = await got(peer, "-v")
+    told = [line for line in result.err.splitlines() if "C-" in line or "association w" in line]
+    assert [line for line in told if "Pending" not in line] == [
+        "C-FIND at SERIES level: 1 matches",
+        "C-FIND at IMAGE level: 2 matches",
+        f"association with {peer} released",
+        "C-GET-RQ, level STUDY",
+        "C-STORE in: 0x0000 Success",
+        "C-STORE in: 0x0000 Success",
+        "C-GET out: 0x0000 Success",
+        "final C-GET-RSP: 0x0000 Success: 2 done, 0 failed, 0 with warnings",
+        f"association with {peer} released",
+    ]
+
+
 async def test_repeat_and_implicit_alone(got: Callable[..., Any]) -> None:
     old = FakeArchive(kinds(3, syntax=IMPLICIT))
     async with old.running("OLD") as peer:

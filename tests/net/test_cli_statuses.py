@@ -123,6 +123,32 @@ async def test_a_long_comment_is_cut(capsys: pytest.CaptureFixture[str]) -> None
     assert (code, len(err) < 400, err.count("\n")) == (6, True, 1)
 
 
+@pytest.mark.parametrize("options", [(), ("--abort",)])
+async def test_send_tells_what_storescu_tells(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_studies(tmp_path, 1, 1, 2, "CT", rows=8, columns=8)
+    code, _, err = await ask(answering([0, 0]), capsys, "send", str(tmp_path), "-v", *options)
+    assert code == 0
+    check_lines(
+        err,
+        r"associating with PEER@127\.0\.0\.1:\d+ as DCMHAUL: 1 context, PDU 131072, window 1",
+        r"association accepted: 1 context, PDU to send 16384, window 1, .*",
+        r"  context 1: CT Image Storage, Explicit VR Little Endian",
+        r".*\.dcm: 0x0000 Success",
+        r".*\.dcm: 0x0000 Success",
+        rf"association with PEER@127\.0\.0\.1:\d+ {'aborted' if options else 'released'}",
+    )
+
+
+def check_lines(text: str, *expected: str) -> None:
+    """Each line of the text fits its own pattern."""
+    lines = text.splitlines()
+    assert len(lines) == len(expected), text
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
 async def test_find_tells_what_findscu_tells(capsys: pytest.CaptureFixture[str]) -> None:
     pending = [0xFF00, 0xFF01]
 
@@ -133,7 +159,8 @@ async def test_find_tells_what_findscu_tells(capsys: pytest.CaptureFixture[str])
     arguments = ("-S", "-v", "-k", "PatientName=DOE*")
     code, out, err = await ask(ScriptedScp(answer), capsys, "find", *arguments)
     assert (code, out) == (0, "PatientName\nDOE^J\nDOE^J\n")
-    lines = [
+    check_lines(
+        err,
         r"associating with PEER@127\.0\.0\.1:\d+ as DCMHAUL: 1 context, PDU 131072, window 1",
         r"association accepted: 1 context, PDU to send 16384, window 1, .*",
         r"  context 1: Study Root .* FIND, Explicit VR Little Endian",
@@ -141,11 +168,8 @@ async def test_find_tells_what_findscu_tells(capsys: pytest.CaptureFixture[str])
         r"response 1: 0xFF00 Pending",
         r"response 2: 0xFF01 Pending: one or more optional keys were not supported",
         r"final response: 0x0000 Success",
-        r"association with PEER@127\.0\.0\.1:\d+ ended",
-    ]
-    assert len(err.splitlines()) == len(lines)
-    for line, expected in zip(err.splitlines(), lines, strict=True):
-        assert re.fullmatch(expected, line), line
+        r"association with PEER@127\.0\.0\.1:\d+ released",
+    )
     code, _, err = await ask(ScriptedScp(answer), capsys, "find", *arguments, "-d")
     assert code == 0
     assert err.count("(0010,0010) PN [DOE^J]  ") == 2

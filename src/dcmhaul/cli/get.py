@@ -261,6 +261,7 @@ class _Get:
     async def _request(
         self, one: Pass, association: Association, unit: Unit, identifier: Identifier
     ) -> RetrieveResponse:
+        from dcmhaul.cli.completion import level_of
         from dcmhaul.cli.keys import dump_lines, encode_identifier
         from dcmhaul.cli.models import MODELS
         from dcmhaul.services.retrieve import GET_SECONDS, get
@@ -268,6 +269,7 @@ class _Get:
 
         retrieval = self.retrieval
         settings = retrieval.settings
+        self.session.console.info(f"C-GET-RQ, level {level_of(identifier) or 'none'}")
         self.session.console.debug_lines(dump_lines(identifier))
         storage = StorageScp(
             partial(_counted_sink, self.sinks, unit),

@@ -39,6 +39,7 @@ __all__ = [
     "counting",
     "open_peer",
     "say_agreement",
+    "say_end",
     "say_request",
     "say_tls",
     "socket_options",
@@ -98,7 +99,8 @@ async def open_peer(
     ) as association:
         check_agreement(session, network, association)
         yield association
-    session.console.info(f"association with {peer} ended")
+        aborted = association.ended
+    say_end(session, peer, aborted=aborted)
 
 
 def association_request(
@@ -132,6 +134,11 @@ def say_request(session: Session, peer: Peer, request: AssociationRequest) -> No
         f"{_contexts(len(request.contexts))}, PDU {request.pdu_length_max or 'unlimited'}, "
         f"window {request.window}"
     )
+
+
+def say_end(session: Session, peer: Peer, *, aborted: bool) -> None:
+    """How an association ended that did not end by an error, under `-v`."""
+    session.console.info(f"association with {peer} {'aborted' if aborted else 'released'}")
 
 
 def check_agreement(session: Session, network: NetworkOptions, association: Association) -> None:

@@ -159,6 +159,7 @@ class Questioner:
                         self._console.warn(f"a match cannot be read: {error}")
                 elif response.status != SUCCESS:
                     raise FindFailed(response.status, response.error_comment)
+        self._console.info(f"C-FIND at {level_of(identifier)} level: {len(matches)} matches")
         return matches
 
     async def matches(self, typed: Identifier) -> list[dict[int, str]]:

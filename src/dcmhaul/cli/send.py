@@ -277,6 +277,7 @@ class _Send:
             report=self._outcome,
             report_entry=self._entry,
             opened=self._opened,
+            closed=self._closed,
             abort=settings.abort,
             stop=stop,
         )
@@ -296,6 +297,11 @@ class _Send:
         from dcmhaul.cli.network import check_agreement
 
         check_agreement(self.session, self.settings.network, association)
+
+    def _closed(self) -> None:
+        from dcmhaul.cli.network import say_end
+
+        say_end(self.session, self.settings.peer, aborted=self.settings.abort)
 
     def _look(self) -> Progress:
         count = self.count

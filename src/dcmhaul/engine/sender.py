@@ -138,8 +138,9 @@ class FileSender:
     """Sends the files of one group over the associations of a pool, each file by one of them.
 
     report hears of every instance that was taken, `report_entry` of files that could not be opened
-    any more; `opened` of each association, and may refuse it by raising. An association that breaks
-    is replaced as long as the pool allows; what was outstanding on it is reported, not repeated.
+    any more; `opened` of each association, and may refuse it by raising; `closed` of each that ended
+    in good order. An association that breaks is replaced as long as the pool allows; what was
+    outstanding on it is reported, not repeated.
     abort: associations end by A-ABORT instead of A-RELEASE. stop: once requested nothing more is taken.
     """
 
@@ -151,6 +152,7 @@ class FileSender:
         report: Callable[[StoreOutcome], None],
         report_entry: Callable[[SkippedEntry | FailedEntry], None],
         opened: Callable[[Association], None] | None = None,
+        closed: Callable[[], None] | None = None,
         abort: bool = False,
         stop: StopRequest | None = None,
     ) -> None:
@@ -162,6 +164,7 @@ class FileSender:
         self._report = report
         self._report_entry = report_entry
         self._opened = opened
+        self._closed = closed
         self._abort = abort
         self._total = 0
         self._taken = 0
@@ -198,6 +201,8 @@ class FileSender:
                         )
                         if self._abort:
                             await association.abort()
+                    if self._closed is not None:
+                        self._closed()
             except PoolExhausted as exc:
                 self.error = exc.cause
                 return

@@ -143,6 +143,7 @@ def test_each_flag_of_dcmtk_is_taken_or_refused_by_name(alias: str, verb: str) -
         (["send", "A@b:1", "absent.dcm", "gone"], "no such file or folder: absent.dcm, gone"),
         (["send", "A@b:1", ".", "-pwd", "x"], "-pwd needs -usr"),
         (["storescu", "A@b:1", "."], ". is a folder; +sd takes folders"),
+        (["storescu", "A@b:1", "+r", "."], "+r goes with +sd"),
         (["receive"], "needs a PORT"),
         (["receive", "70000"], "a port is a number from 1 to 65535"),
         (["receive", "0", "--discard", "--durable", "each"], "--discard keeps nothing"),

@@ -109,6 +109,8 @@ def command(
     session.summary_fields = count.fields
     session.summary_text = partial(count.text, "sent")
     peer, paths = session.split_peer(words, network)
+    if session.name == "storescu" and recurse and not scan:
+        raise ConfigurationError("+r goes with +sd: subfolders of the folders that +sd takes")
     node = session.configuration.nodes.get(peer.name or "")
     associations = associations or 1
     if node is not None and node.associations_max is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from dcmhaul import uids
 from dcmhaul.archive import MoveDestination, MovePolicy, OutgoingMoves
@@ -616,6 +617,35 @@ async def test_a_cancel_lets_the_instance_end_that_was_begun(tmp_path: Path) -> 
     assert response.remaining == 48
     assert (receiver.open, receiver.broken) == (0, 0)
     assert len(receiver.data) == 2
+
+
+@pytest.mark.parametrize("window", [1, 4])
+async def test_a_cancel_at_each_instance_of_a_study(tmp_path: Path, window: int) -> None:
+    """Whenever it comes, what is counted as completed is what was stored, and the rest remains."""
+    cancel = trio.Event()
+    at = 0
+
+    async def reply(_incoming: IncomingInstance) -> int:
+        if len(receiver.arrived) == at:
+            cancel.set()
+            await trio.testing.wait_all_tasks_blocked(0.002)
+        return 0
+
+    receiver = Receiver(reply=reply)
+    async with receiver.listening() as port:
+        moves = outgoing(third(port, window=window))
+        async with archive(tmp_path, moves, study(1, 8)) as served:
+            for at in range(1, 10):
+                cancel = trio.Event()
+                receiver.arrived.clear()
+                receiver.data.clear()
+                response = await moved(served, cancel=cancel)
+                done = len(receiver.data)
+                assert counted(response) == (response.status, done, 0, 0)
+                assert len(receiver.arrived) == done >= min(at, 8)
+                left = response.remaining if response.status == 0xFE00 else 0
+                assert (left, receiver.open, receiver.broken) == (8 - done, 0, 0)
+            assert response.status == 0x0000
 
 
 @pytest.mark.parametrize("listens", [True, False])

@@ -357,6 +357,19 @@ async def test_cancel_after_so_many_responses(bench: Any, own: bool) -> None:
     assert "final C-MOVE-RSP: 0xFE00 Cancel: sub-operations ended after a cancel" in ended.err
 
 
+async def test_cancel_after_each_number_of_responses(bench: Any) -> None:
+    """One beyond the last is none; each time what is counted is what is there."""
+    async with bench() as at:
+        for number in range(1, 9):
+            for path in at.folder.glob("*"):
+                path.unlink()
+            at.archive.sent.clear()
+            ended = await at.receive(*KEY, "--cancel", number)
+            assert ended.numbers == (0, len(at.archive.sent), 0), ended.err
+            assert at.files() == set(at.archive.sent)
+            assert min(number - 1, 6) <= len(at.archive.sent) <= 6
+
+
 async def test_a_cancel_before_anything_came_is_no_failure(bench: Any) -> None:
     async with bench() as at:
         ended = await at.receive(*KEY, "--cancel", 1)

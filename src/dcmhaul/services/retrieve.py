@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -477,12 +477,18 @@ class _Sending:
         self.counts = SubOperations(association, context, request, len(selected))
         self._association = association
         self._selected = iter(selected)
+        self._ahead: OutgoingInstance | None = None
         self._watch = CancelWatch(association, request.message_id)
         self._said = time.perf_counter()
 
     async def run(self) -> int:
         """Performs them and queues the final response; returns its status."""
-        await StorageScu(self._association, on_other=self._other).run(self._take, self._report)
+        scu = StorageScu(self._association, on_other=self._other)
+        try:
+            await scu.run(self._take, self._report, self._look_ahead)
+        finally:
+            if self._ahead is not None:
+                self._ahead.close()
         # With nothing outstanding, a C-CANCEL may still have come for instances that failed at once.
         await self._watch.poll()
         status = self.counts.final_status(cancelled=self._watch.cancelled)
@@ -491,20 +497,29 @@ class _Sending:
 
     async def _take(self) -> OutgoingInstance | None:
         """The next instance that can be sent; None at the end, and after a C-CANCEL."""
-        roles_for = self._association.agreement.roles_for
         while not self._watch.cancelled:
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None:
+                return ahead
             stored = next(self._selected, None)
             if stored is None:
                 return None
-            if not roles_for(stored.sop_class_uid)[1]:
-                self.counts.fail(stored.sop_instance_uid)
+            self._ahead = self._open(stored)
+            if self._ahead is None:
                 await trio.lowlevel.checkpoint()
-                continue
-            try:
+        return None
+
+    def _look_ahead(self) -> None:
+        """Opens the next one while the peer is busy with what it has."""
+        if self._ahead is None and (stored := next(self._selected, None)) is not None:
+            self._ahead = self._open(stored)
+
+    def _open(self, stored: StoredInstance) -> OutgoingInstance | None:
+        """None, and counted as failed, where the peer takes none of its class, or the file is gone."""
+        if self._association.agreement.roles_for(stored.sop_class_uid)[1]:
+            with suppress(InstanceError, OSError):
                 return stored.open()
-            except (InstanceError, OSError):
-                self.counts.fail(stored.sop_instance_uid)
-                await trio.lowlevel.checkpoint()
+        self.counts.fail(stored.sop_instance_uid)
         return None
 
     def _report(self, outcome: StoreOutcome) -> None:

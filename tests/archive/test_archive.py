@@ -433,20 +433,20 @@ async def test_hostile_instance_uids(tmp_path: Path, uid: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "fields", "status"),
+    ("dataset", "fields", "offending"),
     [
-        (instance(StudyInstanceUID=None), {}, 0xA900),
-        (instance(SeriesInstanceUID=""), {}, 0xA900),
-        (instance(), {"sop_instance_uid": "1.9"}, 0xA900),
-        (instance(), {"sop_class_uid": "1.2.840.10008.5.1.4.1.1.4"}, 0xA900),
+        (instance(StudyInstanceUID=None), {}, 0x0020000D),
+        (instance(SeriesInstanceUID=""), {}, 0x0020000E),
+        (instance(), {"sop_instance_uid": "1.9"}, 0x00080018),
+        (instance(), {"sop_class_uid": "1.2.840.10008.5.1.4.1.1.4"}, 0x00080016),
     ],
 )
 async def test_datasets_that_say_something_else(
-    tmp_path: Path, dataset: Dataset, fields: dict[str, str], status: int
+    tmp_path: Path, dataset: Dataset, fields: dict[str, str], offending: int
 ) -> None:
     async with opened(tmp_path) as archive:
         reply = await store(archive, dataset, **fields)
-        assert reply.status == status
+        assert (reply.status, reply.offending) == (0xA900, (offending,))
         assert 0 < len(reply.error_comment) <= 64
         assert archive.statistics().refused == 1
     assert files(tmp_path / "archive") == []
@@ -529,15 +529,16 @@ async def test_a_message_that_breaks_off(tmp_path: Path) -> None:
 
 async def test_queries_that_are_refused(tmp_path: Path) -> None:
     async with opened(tmp_path) as archive:
-        for data, status in (
-            (encode(query("NOWHERE")), 0xA900),
+        for data, status, *offending in (
+            (encode(query("NOWHERE")), 0xA900, 0x00080052),
             (b"nonsense", 0xC000),
-            (encode(query("STUDY", StudyDate="-")), 0xC000),
+            (encode(query("STUDY", StudyDate="-")), 0xC000, 0x00080020),
         ):
             identifier = EncodedIdentifier(data=data, transfer_syntax=EXPLICIT)
             with pytest.raises(QueryRefused) as refused:
                 [m async for m in archive.find(STUDY, identifier, "")]
             assert refused.value.status == status
+            assert refused.value.offending == tuple(offending)
             with pytest.raises(QueryRefused):
                 await archive.select(STUDY, identifier, "")
 

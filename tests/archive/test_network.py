@@ -146,6 +146,7 @@ async def test_duplicates_and_conflicts_are_answered(tmp_path: Path) -> None:
         outcomes = await send(served, [path, path, other])
         assert [o.status for o in outcomes] == [0, 0, 0xC001]
         assert "kept aside" in outcomes[2].error_comment
+        assert outcomes[2].offending == (0x00080018,)
 
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, uids.EXPLICIT_VR_BIG_ENDIAN])

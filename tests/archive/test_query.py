@@ -318,20 +318,21 @@ async def test_unique_keys_above_the_level_may_be_missing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "identifier",
+    ("identifier", "offending"),
     [
-        query("IMAGE"),
-        query("IMAGE", StudyInstanceUID="1.2.3.1"),
-        query(PatientName="Doe*"),
-        query("SERIES", StudyInstanceUID="*"),
-        query("PATIENT", PatientID="ID1"),
+        (query("IMAGE"), 0x0020000D),
+        (query("IMAGE", StudyInstanceUID="1.2.3.1"), 0x0020000E),
+        (query(PatientName="Doe*"), 0x00080052),
+        (query("SERIES", StudyInstanceUID="*"), 0x0020000D),
+        (query("PATIENT", PatientID="ID1"), 0x00080052),
     ],
 )
-async def test_strict_refuses_them(identifier: Dataset) -> None:
-    with pytest.raises(InvalidIdentifier):
+async def test_strict_refuses_them(identifier: Dataset, offending: int) -> None:
+    with pytest.raises(InvalidIdentifier) as refused:
         FindQuery(
             encode(identifier), Root.STUDY, transfer_syntax_uid=EXPLICIT, ae_title="", strict=True
         )
+    assert refused.value.offending == (offending,)
 
 
 @pytest.mark.parametrize(

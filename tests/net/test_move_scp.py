@@ -204,7 +204,7 @@ async def test_an_unknown_destination_is_a801(destination: str, comment: str) ->
 
 
 async def test_a_refused_or_failing_selection() -> None:
-    faults = [QueryRefused(0xA900, "no unique key"), KeyError("Doe^Jane")]
+    faults = [QueryRefused(0xA900, "no unique key", (0x0020000D,)), KeyError("Doe^Jane")]
 
     async def select(_m: QueryModel, _i: Dataset, _c: str) -> list[Held]:
         raise faults.pop(0)
@@ -212,6 +212,7 @@ async def test_a_refused_or_failing_selection() -> None:
     refused = await moved(Mover(), select=select)
     failed = await moved(Mover(), select=select)
     assert (refused.status, refused.error_comment) == (0xA900, "no unique key")
+    assert (refused.offending, failed.offending) == ((0x0020000D,), ())
     assert failed.status == 0xC000
     assert "Doe" not in failed.error_comment
 

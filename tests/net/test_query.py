@@ -114,7 +114,7 @@ async def test_a_query_is_refused_with_the_status_and_comment_of_the_archive() -
         _model: QueryModel, _identifier: Dataset, _calling: str
     ) -> AsyncIterator[Dataset]:
         yield keys(StudyInstanceUID="1.2")
-        raise QueryRefused(0xA900, "level missing")
+        raise QueryRefused(0xA900, "level missing", (0x00080052,))
 
     async with (
         serving(FindScp(answer)) as port,
@@ -123,6 +123,7 @@ async def test_a_query_is_refused_with_the_status_and_comment_of_the_archive() -
         responses = await all_responses(association)
     assert [r.status for r in responses] == [0xFF00, 0xA900]
     assert responses[-1].error_comment == "level missing"
+    assert responses[-1].offending == (0x00080052,)
 
 
 @pytest.mark.parametrize("where", ["call", "first", "encoding"])

@@ -295,7 +295,7 @@ async def test_progress_is_told_about_once_a_second() -> None:
 
 async def test_a_refused_or_failing_selection() -> None:
     faults: list[Exception] = [
-        QueryRefused(0xA900, "no unique key"),
+        QueryRefused(0xA900, "no unique key", (0x0020000D,)),
         KeyError("Doe^Jane"),
     ]
 
@@ -309,6 +309,7 @@ async def test_a_refused_or_failing_selection() -> None:
         refused = await retrieve(association)
         failed = await retrieve(association)
     assert (refused.status, refused.error_comment) == (0xA900, "no unique key")
+    assert (refused.offending, failed.offending) == ((0x0020000D,), ())
     assert failed.status == 0xC000
     assert "Doe" not in failed.error_comment
 

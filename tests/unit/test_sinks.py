@@ -311,6 +311,13 @@ async def test_an_empty_dataset_is_not_stored(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+async def test_an_object_of_another_uid_is_refused_by_its_element(tmp_path: Path) -> None:
+    with FolderSinks(tmp_path) as sinks:
+        reply = await store(sinks, plain_dataset("1.2.3.5"), uid="1.2.3.4")
+    assert (reply.status, reply.offending) == (0xA900, (0x00080018,))
+    assert names(tmp_path) == []
+
+
 async def test_objects_without_end_under_one_uid_are_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,14 @@ _LONG_VRS = frozenset(
 
 
 class InvalidIdentifier(ValueError):
-    """The identifier cannot be understood; the text names the rule, never a value."""
+    """The identifier cannot be understood; the text names the rule, never a value.
+
+    offending: the tags of the elements that break it, or are missing.
+    """
+
+    def __init__(self, text: str, *offending: int) -> None:
+        super().__init__(text)
+        self.offending = offending
 
 
 class MismatchedIdentifier(InvalidIdentifier):
@@ -85,12 +92,13 @@ class Identifier:
     def check_strictly(self, top: Level, *, relational: bool) -> None:
         """MismatchedIdentifier where PS3.4 §C.4.1.2.1 and §C.4.3.1.3 ask for a level or key."""
         if self.level is None:
-            raise MismatchedIdentifier("Query/Retrieve Level is missing")
+            raise MismatchedIdentifier("Query/Retrieve Level is missing", QUERY_RETRIEVE_LEVEL)
         if relational:
             return
         for level in Level:
-            if top <= level < self.level and self.value(UNIQUE_KEYS[level]) is None:
-                raise MismatchedIdentifier("a unique key above the level has no value")
+            key = UNIQUE_KEYS[level]
+            if top <= level < self.level and self.value(key) is None:
+                raise MismatchedIdentifier("a unique key above the level has no value", key)
 
     def matcher(self, attribute: Attribute, *, fuzzy: bool = False) -> Matcher | None:
         """What the key accepts, a person's name also by its meaning if `fuzzy`; None: everything."""
@@ -101,7 +109,8 @@ class Identifier:
             matcher = make_matcher(attribute.vr, value)
         except InvalidKey as exc:
             group, element = divmod(attribute.tag, 0x10000)
-            raise InvalidIdentifier(f"({group:04X},{element:04X}): {exc}") from exc
+            text = f"({group:04X},{element:04X}): {exc}"
+            raise InvalidIdentifier(text, attribute.tag) from exc
         if fuzzy and attribute.vr == "PN":
             return FuzzyName(value.split("\\"), matcher)
         return matcher
@@ -113,7 +122,8 @@ class Identifier:
             return None
         zone = parse_offset(value)
         if zone is None:
-            raise InvalidIdentifier("(0008,0201) is no offset from UTC (&ZZXX)")
+            text = "(0008,0201) is no offset from UTC (&ZZXX)"
+            raise InvalidIdentifier(text, TIMEZONE_OFFSET_FROM_UTC)
         return zone
 
 
@@ -151,7 +161,7 @@ def parse_identifier(data: bytes, levels: Sequence[Level], transfer_syntax_uid: 
         if tag in BY_TAG:
             if tag not in captured:
                 # Of undefined length, so a sequence: no attribute of the index is one.
-                raise InvalidIdentifier("a sequence where a value was expected")
+                raise InvalidIdentifier("a sequence where a value was expected", tag)
             keys[tag] = _text(BY_TAG[tag], captured[tag], character_set, big_endian)
     return Identifier(
         level=_level(captured.get(QUERY_RETRIEVE_LEVEL, b""), levels),
@@ -177,7 +187,7 @@ def _level(raw: bytes, levels: Sequence[Level]) -> Level | None:
     for level in levels:
         if level.name == name:
             return level
-    raise MismatchedIdentifier("Query/Retrieve Level is none of this model")
+    raise MismatchedIdentifier("Query/Retrieve Level is none of this model", QUERY_RETRIEVE_LEVEL)
 
 
 # -- responses ----------------------------------------------------------------------------------

@@ -557,11 +557,13 @@ class SelectQuery:
             unique = [BY_TAG[UNIQUE_KEYS[up]] for up in Level if top <= up <= level]
             conditions = _conditions(identifier, unique)
         elif strict:
-            raise MismatchedIdentifier("the unique key of the level has no value")
+            text = "the unique key of the level has no value"
+            raise MismatchedIdentifier(text, UNIQUE_KEYS[level])
         else:
             conditions = _conditions(identifier, ATTRIBUTES)
         if not conditions.keys:
-            raise InvalidIdentifier("no key has a value: the whole archive is not given out")
+            text = "no key has a value: the whole archive is not given out"
+            raise InvalidIdentifier(text, UNIQUE_KEYS[level])
         self._selection = Selection(Level.IMAGE, conditions.keys)
         self._pages = Pages(
             Level.IMAGE,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from dcmhaul.archive import index
-from dcmhaul.archive.attributes import Level
+from dcmhaul.archive.attributes import SOP_INSTANCE_UID, Level
 from dcmhaul.archive.identifier import (
     InvalidIdentifier,
     MismatchedIdentifier,
@@ -72,7 +72,9 @@ INVALID_INSTANCE_UID = StoreReply(
     status=0x0117, error_comment="SOP Instance UID is not 1-64 of 0-9 and ."
 )
 CONFLICT = StoreReply(
-    status=0xC001, error_comment="other bytes are held under this UID; kept aside"
+    status=0xC001,
+    error_comment="other bytes are held under this UID; kept aside",
+    offending=(SOP_INSTANCE_UID,),
 )
 
 # Bytes of all datasets that a sink holds; what comes beyond goes to a file at once.
@@ -327,7 +329,7 @@ class Archive:
 
     def _failed(self, received: Received, error: Exception) -> StoreReply:
         if isinstance(error, Refused):
-            return StoreReply(status=error.status, error_comment=error.comment)
+            return error.reply()
         if received.place is not None:
             if isinstance(error, CommitFailed):
                 # Its row may yet be found, at the next start too, and must find its file.
@@ -534,6 +536,6 @@ async def _refusing(identifier: EncodedIdentifier, make: Callable[[], T]) -> T:
             return await trio.to_thread.run_sync(make)
         return make()
     except MismatchedIdentifier as exc:
-        raise QueryRefused(statuses.DATASET_MISMATCH, str(exc)[:64]) from exc
+        raise QueryRefused(statuses.DATASET_MISMATCH, str(exc)[:64], exc.offending) from exc
     except InvalidIdentifier as exc:
-        raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)[:64]) from exc
+        raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)[:64], exc.offending) from exc

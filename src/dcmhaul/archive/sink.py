@@ -8,13 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dcmhaul.archive.store import Intake, Refused
-from dcmhaul.objects.instances import IncomingInstance, StoreReply
 from dcmhaul.wire.part10 import encode_file_meta
 
 if TYPE_CHECKING:
     from dcmhaul.archive.index import Added, Place
     from dcmhaul.archive.scp import Archive
     from dcmhaul.net.types import DatasetSlices
+    from dcmhaul.objects.instances import IncomingInstance, StoreReply
     from dcmhaul.objects.paths import TemporaryFile
 
 __all__ = ["ArchiveSink", "Received", "file_meta", "write_whole"]
@@ -68,7 +68,7 @@ class ArchiveSink:
                 data.pwrite(received.file.fd, self._offset + received.length)
             received.length += data.data_length
         except Refused as refused:
-            self._fail(StoreReply(status=refused.status, error_comment=refused.comment))
+            self._fail(refused.reply())
         except OSError as exc:
             self._fail(self._archive.failure(exc))
 

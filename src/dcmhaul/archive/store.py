@@ -18,11 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcmhaul import uids
-from dcmhaul.archive.attributes import CAPTURED_TAGS
+from dcmhaul.archive.attributes import (
+    CAPTURED_TAGS,
+    SERIES_INSTANCE_UID,
+    SOP_CLASS_UID,
+    SOP_INSTANCE_UID,
+    STUDY_INSTANCE_UID,
+)
 from dcmhaul.archive.index import Description, Place, describe
 from dcmhaul.archive.text import TEXT_LENGTH_MAX
 from dcmhaul.errors import UnreadableInstance
 from dcmhaul.net.types import FileRange
+from dcmhaul.objects.instances import StoreReply
 from dcmhaul.objects.part10 import HELD_SIZE_MAX, OpenFile
 from dcmhaul.objects.paths import Durability, Folder, TemporaryFile
 from dcmhaul.wire._elements import ElementFault, ElementWalker
@@ -48,12 +55,19 @@ SUCCESSORS_MAX = 16_384
 
 
 class Refused(Exception):
-    """The dataset cannot be archived. status: of the C-STORE-RSP; the text: its Error Comment."""
+    """The dataset cannot be archived. status: of the C-STORE-RSP; the text: its Error Comment.
 
-    def __init__(self, status: int, comment: str) -> None:
+    offending: the tags of its Offending Element.
+    """
+
+    def __init__(self, status: int, comment: str, *offending: int) -> None:
         super().__init__(comment)
         self.status = status
         self.comment = comment
+        self.offending = offending
+
+    def reply(self) -> StoreReply:
+        return StoreReply(status=self.status, error_comment=self.comment, offending=self.offending)
 
 
 NOT_UNDERSTOOD = 0xC000  # PS3.4 §B.2.3: cannot understand
@@ -126,13 +140,15 @@ def _comment(fault: ElementFault) -> str:
 def check_uids(description: Description, sop_class_uid: str, sop_instance_uid: str) -> None:
     """Refused where the dataset contradicts the command, or does not say where it belongs."""
     if description.sop_instance_uid not in (None, sop_instance_uid):
-        raise Refused(MISMATCH, "SOP Instance UID of the dataset is not that of the command")
+        comment = "SOP Instance UID of the dataset is not that of the command"
+        raise Refused(MISMATCH, comment, SOP_INSTANCE_UID)
     if description.sop_class_uid not in (None, sop_class_uid):
-        raise Refused(MISMATCH, "SOP Class UID of the dataset is not that of the command")
+        comment = "SOP Class UID of the dataset is not that of the command"
+        raise Refused(MISMATCH, comment, SOP_CLASS_UID)
     if not description.study_instance_uid:
-        raise Refused(MISMATCH, "the dataset has no Study Instance UID")
+        raise Refused(MISMATCH, "the dataset has no Study Instance UID", STUDY_INSTANCE_UID)
     if not description.series_instance_uid:
-        raise Refused(MISMATCH, "the dataset has no Series Instance UID")
+        raise Refused(MISMATCH, "the dataset has no Series Instance UID", SERIES_INSTANCE_UID)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -281,7 +281,11 @@ class PeerDestination:
             "C-STORE", "out", response.status, time.perf_counter() - forward.started, forward.length
         )
         forward.answered(
-            StoreReply(status=response.status, error_comment=response.error_comment or "")
+            StoreReply(
+                status=response.status,
+                error_comment=response.error_comment or "",
+                offending=response.offending_element or (),
+            )
         )
         self._wake()
 

@@ -231,6 +231,7 @@ class _Store:
             status=status,
             affected_sop_class_uid=request.affected_sop_class_uid,
             affected_sop_instance_uid=request.affected_sop_instance_uid,
+            offending_element=(reply.offending or None) if status else None,
             error_comment=(reply.error_comment or None) if status else None,
         )
         if crash.armed:

@@ -76,10 +76,14 @@ class IncomingInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreReply:
-    """The status of the C-STORE-RSP (PS3.4 §B.2.3) and its Error Comment (0000,0902)."""
+    """The status of the C-STORE-RSP (PS3.4 §B.2.3) and its Error Comment (0000,0902).
+
+    offending: the tags of its Offending Element (0000,0901).
+    """
 
     status: int
     error_comment: str = ""
+    offending: tuple[int, ...] = ()
 
 
 class BytesInMemory:

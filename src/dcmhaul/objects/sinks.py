@@ -194,7 +194,7 @@ class _Claims:
         ):
             if clean_uid(captured.get(tag, b"")) not in ("", told):
                 comment = f"{what} of the dataset is not that of the command"
-                return StoreReply(status=_MISMATCH, error_comment=comment)
+                return StoreReply(status=_MISMATCH, error_comment=comment, offending=(tag,))
         return None
 
 

@@ -437,15 +437,19 @@ def _broken(values: Mapping[str, Any]) -> RemoteProtocolError:
     )
 
 
-def response_to(request: Request, status: int, error_comment: str = "") -> Response:
+def response_to(
+    request: Request, status: int, error_comment: str = "", offending: tuple[int, ...] = ()
+) -> Response:
     """The response to `request` without a dataset, repeating its UIDs (PS3.7 §9.1, §10.1).
 
     For refusals, and for whatever has no more to say. The comment must hold no patient data.
+    offending: tags for Offending Element (0000,0901).
     """
     plan = _PLANS[request.command_field | _RESPONSE_BIT]
     arguments: dict[str, Any] = {
         "message_id_being_responded_to": request.message_id,
         "status": status,
+        "offending_element": offending or None,
         "error_comment": error_comment or None,
     }
     known = set(plan.fields.values())

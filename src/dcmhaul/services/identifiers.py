@@ -70,13 +70,15 @@ _SHORT_VALUE_LENGTH_MAX: Final = 0xFFFE  # a two-octet length, even (PS3.5 §7.1
 class QueryRefused(Exception):
     """Raised by what answers a query or selects for a retrieve: the final response, as it will be.
 
-    The comment goes to the peer, so it holds no patient data.
+    The comment goes to the peer, so it holds no patient data. offending: the tags of the elements that
+    are to blame (PS3.4 §C.4.1.1.4).
     """
 
-    def __init__(self, status: int, comment: str) -> None:
+    def __init__(self, status: int, comment: str, offending: tuple[int, ...] = ()) -> None:
         super().__init__(f"status 0x{status:04X}: {comment}")
         self.status = status
         self.comment = comment
+        self.offending = offending
 
 
 def _layout(transfer_syntax: str) -> tuple[bool, bool]:

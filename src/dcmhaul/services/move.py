@@ -191,7 +191,8 @@ class MoveScp:
             selected = await self._selector.select(association, *asked)
         except QueryRefused as refused:
             status = refused.status
-            association.queue(context.context_id, response_to(request, status, refused.comment))
+            response = response_to(request, status, refused.comment, refused.offending)
+            association.queue(context.context_id, response)
         else:
             moving = _Moving(association, context, request, selected, self._mover)
             status = await moving.run()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Completion", "Service", "acceptor_policy", "refuse_stray", "serve_services"]
 
+_NOT_OFFERED = "this operation is not offered here"
+
 Completion = Callable[[], Awaitable[None]]
 """What is left to do for a request once its dataset was read: make it durable, answer it."""
 
@@ -154,7 +156,8 @@ async def refuse_stray(association: Association, incoming: Incoming) -> None:
             source=0,
             reason=0,
         )
-    association.queue(incoming.context.context_id, response_to(message, UNRECOGNIZED_OPERATION))
+    response = response_to(message, UNRECOGNIZED_OPERATION, _NOT_OFFERED)
+    association.queue(incoming.context.context_id, response)
 
 
 async def _refuse(association: Association, incoming: Incoming, status: int) -> None:
@@ -167,7 +170,8 @@ async def _refuse(association: Association, incoming: Incoming, status: int) -> 
         raise RemoteProtocolError(
             f"{type(message).__name__} to no request of ours (PS3.7 §6.3)", source=0, reason=0
         )
-    association.queue(context.context_id, response_to(message, status))
+    comment = _NOT_OFFERED if status == UNRECOGNIZED_OPERATION else "the message ID is in use"
+    association.queue(context.context_id, response_to(message, status, comment))
 
 
 def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException:

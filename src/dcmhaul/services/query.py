@@ -390,6 +390,7 @@ class FindScp:
         context, request = incoming
         assert isinstance(request, CFindRq)  # the provider dispatches by type
         comment = ""
+        offending: tuple[int, ...] = ()
         stream = _MatchStream(association, context, request)
         try:
             model = self._models.get(context.abstract_syntax)
@@ -398,8 +399,9 @@ class FindScp:
                 raise QueryRefused(statuses.SOP_CLASS_NOT_SUPPORTED, "no such model here")
             status = await self._send_matches(stream, model, identifier)
         except QueryRefused as refused:
-            status, comment = refused.status, refused.comment
-        association.queue(context.context_id, response_to(request, status, comment))
+            status, comment, offending = refused.status, refused.comment, refused.offending
+        response = response_to(request, status, comment, offending)
+        association.queue(context.context_id, response)
         seconds = time.perf_counter() - started
         association.observer.operation("C-FIND", "in", status, seconds, stream.length)
 

@@ -455,7 +455,8 @@ class GetScp:
             selected = await self._selector.select(association, *asked)
         except QueryRefused as refused:
             status = refused.status
-            association.queue(context.context_id, response_to(request, status, refused.comment))
+            response = response_to(request, status, refused.comment, refused.offending)
+            association.queue(context.context_id, response)
         else:
             sending = _Sending(association, context, request, selected)
             status = await sending.run()

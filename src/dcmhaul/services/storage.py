@@ -150,6 +150,7 @@ async def _answer(
             status=reply.status,
             affected_sop_class_uid=request.affected_sop_class_uid,
             affected_sop_instance_uid=request.affected_sop_instance_uid,
+            offending_element=reply.offending or None,
             error_comment=reply.error_comment or None,
         ),
     )

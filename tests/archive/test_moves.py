@@ -18,7 +18,7 @@ from dcmhaul.archive import moves as moves_module
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.net import AcceptorLimits, Association, Timeouts, serve_associations
 from dcmhaul.objects.instances import IncomingInstance, MoveOriginator, StoreReply
-from dcmhaul.protocol.dimse import CMoveRq, CStoreRq
+from dcmhaul.protocol.dimse import CMoveRq, CMoveRsp, CStoreRq
 from dcmhaul.protocol.negotiation import SupportedContext
 from dcmhaul.services.move import move
 from dcmhaul.services.provider import acceptor_policy, serve_services
@@ -617,6 +617,40 @@ async def test_a_cancel_lets_the_instance_end_that_was_begun(tmp_path: Path) -> 
     assert response.remaining == 48
     assert (receiver.open, receiver.broken) == (0, 0)
     assert len(receiver.data) == 2
+
+
+async def test_two_moves_on_one_association_are_performed_one_after_the_other(
+    tmp_path: Path,
+) -> None:
+    receiver = Receiver()
+    async with receiver.listening() as port:
+        moves = outgoing(third(port))
+        async with (
+            archive(tmp_path, moves, [*study(1, 3), *study(2, 4)]) as served,
+            served.associate([(STUDY_MOVE, EXPLICIT)], window=2) as association,
+        ):
+            for number in (1, 2):
+                rq = CMoveRq(
+                    message_id=number, affected_sop_class_uid=STUDY_MOVE, move_destination="THIRD"
+                )
+                identifier = encode(query("STUDY", StudyInstanceUID=f"1.2.3.{number}"))
+                association.queue(1, rq, identifier)
+            await association.flush()
+            ended: list[CMoveRsp] = []
+            while len(ended) < 2:
+                incoming = await association.receive()
+                assert incoming is not None
+                response = incoming.message
+                assert isinstance(response, CMoveRsp)
+                if response.status != 0xFF00:
+                    ended.append(response)
+    told = [(r.message_id_being_responded_to, r.status) for r in ended]
+    assert told == [(1, 0x0000), (2, 0x0000)]
+    assert [r.number_of_completed_suboperations for r in ended] == [3, 4]
+    assert [i.move_originator and i.move_originator.message_id for i in receiver.arrived] == [
+        *[1] * 3,
+        *[2] * 4,
+    ]
 
 
 @pytest.mark.parametrize("window", [1, 4])

@@ -22,7 +22,7 @@ from dcmhaul.protocol.dimse import (
 )
 from dcmhaul.services import move as move_module
 from dcmhaul.services.move import MoveOrder, MoveScp, move
-from dcmhaul.services.query import QueryModel, QueryRefused
+from dcmhaul.services.query import FindScp, QueryModel, QueryRefused
 from dcmhaul.services.retrieve import RetrieveResponse
 from tests.net.conversation import (
     CT_STORE,
@@ -32,6 +32,7 @@ from tests.net.conversation import (
     STUDY_FIND,
     STUDY_MOVE,
     no_selection,
+    nothing,
     request,
     serving,
 )
@@ -321,7 +322,10 @@ async def test_what_does_not_end_after_a_cancel_is_aborted(
 
 
 async def test_what_comes_beside_a_move_is_answered() -> None:
-    """C-ECHO is; another operation within the window waits for nothing; a strange C-CANCEL is nothing."""
+    """C-ECHO is, at once; queries and retrieves within the window are, one after another, or cancelled.
+
+    A message ID that is in use, and what is beyond the window, is refused; a strange C-CANCEL is nothing.
+    """
     go_on = trio.Event()
 
     async def step(order: MoveOrder) -> str:
@@ -331,32 +335,46 @@ async def test_what_comes_beside_a_move_is_answered() -> None:
         return ""
 
     mover = Mover(step)
-    answers: dict[int, int] = {}
+    answers: list[tuple[int, int]] = []
     async with (
-        serving(MoveScp(selecting(three()), mover)) as port,
+        serving(FindScp(nothing), MoveScp(selecting(three()), mover)) as port,
         open_association("127.0.0.1", port, request(window=4)) as association,
     ):
         data = KEYS(EXPLICIT)
         first = CMoveRq(
             message_id=1, affected_sop_class_uid=uids.STUDY_ROOT_MOVE, move_destination="THIRD"
         )
-        find = CFindRq(message_id=3, affected_sop_class_uid=uids.STUDY_ROOT_FIND)
+        finds = [
+            CFindRq(message_id=n, affected_sop_class_uid=uids.STUDY_ROOT_FIND)
+            for n in (3, 1, 5, 6, 7)
+        ]
         echo_rq = CEchoRq(message_id=4, affected_sop_class_uid=uids.VERIFICATION)
         await association.send(STUDY_MOVE, first, data)
         await mover.begun.wait()
         association.queue(STUDY_MOVE, CCancelRq(message_id_being_responded_to=9))
-        association.queue(STUDY_FIND, find, data)
+        for find in finds:
+            association.queue(STUDY_FIND, find, data)
+        association.queue(STUDY_FIND, CCancelRq(message_id_being_responded_to=5))
         association.queue(9, echo_rq)
-        while len(answers) < 3:
+        while len(answers) < 7:
             incoming = await association.receive()
             assert incoming is not None
             message = incoming.message
             assert isinstance(message, CMoveRsp | CFindRsp | CEchoRsp)
             if message.status != 0xFF00:
-                answers[message.message_id_being_responded_to] = message.status
-            if len(answers) == 2:
+                answers.append((message.message_id_being_responded_to, message.status))
+            if len(answers) == 4:
                 go_on.set()
-    assert answers == {3: 0xA700, 4: 0x0000, 1: 0x0000}
+    # In the window of four there is room for three beside the move; what is cancelled makes none.
+    assert answers == [
+        (1, 0x0210),
+        (7, 0xA700),
+        (5, 0xFE00),
+        (4, 0x0000),
+        (1, 0x0000),
+        (3, 0x0000),
+        (6, 0x0000),
+    ]
 
 
 @pytest.mark.parametrize("end", ["abort", "close", "release", "nonsense"])

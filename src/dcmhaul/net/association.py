@@ -93,6 +93,8 @@ class Association:
         self._send_lock = trio.StrictFIFOLock()
         self._in_dataset = False
         self._pushed_back: Incoming | None = None
+        self.held: list[Incoming] = []
+        """Requests that wait for the end of the one before; who holds them has read their datasets."""
         self._writer: DatasetWriter | None = None
         self._deferred: list[tuple[int, DimseMessage, bytes | memoryview | FileRange | None]] = []
         self._ended = False

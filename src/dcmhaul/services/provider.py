@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from dcmhaul.errors import DcmhaulError, PeerTimeout, RemoteProtocolError
+from dcmhaul.net import Incoming
 from dcmhaul.protocol.dimse import CCancelRq, DimseMessage, Request, response_to
 from dcmhaul.protocol.negotiation import AcceptorPolicy, SupportedContext
 from dcmhaul.protocol.statuses import DUPLICATE_INVOCATION, UNRECOGNIZED_OPERATION
 
 if TYPE_CHECKING:
-    from dcmhaul.net import Association, Incoming
+    from dcmhaul.net import Association
 
-__all__ = ["Completion", "Service", "acceptor_policy", "refuse_stray", "serve_services"]
+__all__ = [
+    "Completion",
+    "HeldRequest",
+    "Service",
+    "acceptor_policy",
+    "refuse_stray",
+    "serve_services",
+]
 
 _NOT_OFFERED = "this operation is not offered here"
 
@@ -94,7 +102,10 @@ async def _serve(
     idle = association.timeouts.idle
     while True:
         try:
-            incoming = await association.receive(seconds=idle, phase="idle")
+            if association.held:
+                incoming: Incoming | None = association.held.pop(0)
+            else:
+                incoming = await association.receive(seconds=idle, phase="idle")
         except PeerTimeout as exc:
             if exc.phase != "idle":
                 raise
@@ -117,6 +128,12 @@ async def _serve(
             if completion is not None:
                 assert isinstance(message, Request)  # nothing else is left to be answered
                 await outstanding.start(message.message_id, completion)
+
+
+class HeldRequest(Incoming):
+    """A request that waits in `Association.held` for the end of another. identifier: its dataset, read."""
+
+    identifier: bytes = b""
 
 
 class _Outstanding:
@@ -162,7 +179,7 @@ async def refuse_stray(association: Association, incoming: Incoming) -> None:
 
 async def _refuse(association: Association, incoming: Incoming, status: int) -> None:
     context, message = incoming
-    if message.has_dataset:
+    if message.has_dataset and not isinstance(incoming, HeldRequest):
         await association.read_dataset(None)
     if isinstance(message, CCancelRq):
         return  # it came too late, or for nothing: PS3.7 §9.3.2.3 knows no answer to it

@@ -22,6 +22,7 @@ from dcmhaul.protocol.dimse import (
     CFindRsp,
     DimseMessage,
     Priority,
+    Request,
     response_to,
 )
 from dcmhaul.protocol.negotiation import SupportedContext
@@ -36,7 +37,7 @@ from dcmhaul.services.identifiers import (
     encode_identifier,
     encoded,
 )
-from dcmhaul.services.provider import refuse_stray
+from dcmhaul.services.provider import HeldRequest, refuse_stray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -277,12 +278,12 @@ EncodedAnswer = Callable[["QueryModel", EncodedIdentifier, str], "AsyncIterable[
 class CancelWatch:
     """Whether the peer cancelled a request of its own that is being answered; it never waits."""
 
-    __slots__ = ("_association", "_held", "_message_id", "cancelled")
+    __slots__ = ("_association", "_held", "cancelled", "message_id")
 
     def __init__(self, association: Association, message_id: int) -> None:
         self.cancelled = False
         self._association = association
-        self._message_id = message_id
+        self.message_id = message_id
         self._held = False
 
     async def poll(self) -> bool:
@@ -299,13 +300,24 @@ class CancelWatch:
         return self.cancelled
 
     async def note(self, incoming: Incoming) -> None:
-        """A C-CANCEL-RQ; one for another message came too late, or for nothing."""
+        """A C-CANCEL-RQ: for this request, or for one that is held, which then ends before it began.
+
+        For any other it came too late, or for nothing.
+        """
         message = incoming.message
         if message.has_dataset:
             await self._association.read_dataset(None)
         assert isinstance(message, CCancelRq)  # the callers look at the type
-        if message.message_id_being_responded_to == self._message_id:
+        message_id = message.message_id_being_responded_to
+        if message_id == self.message_id:
             self.cancelled = True
+            return
+        for held in self._association.held:
+            if isinstance(held.message, Request) and held.message.message_id == message_id:
+                self._association.held.remove(held)
+                response = response_to(held.message, statuses.CANCEL)
+                self._association.queue(held.context.context_id, response)
+                return
 
 
 async def read_identifier(association: Association, incoming: Incoming) -> Dataset:
@@ -326,7 +338,9 @@ async def read_encoded_identifier(
     """The bytes of an identifier, not looked into; QueryRefused where there are none."""
     context, message = incoming
     data = None
-    if message.has_dataset:
+    if isinstance(incoming, HeldRequest):
+        data = incoming.identifier
+    elif message.has_dataset:
         data = await association.read_dataset_bytes(IDENTIFIER_LENGTH_MAX)
     if getattr(message, "affected_sop_class_uid", None) != context.abstract_syntax:
         raise QueryRefused(statuses.SOP_CLASS_NOT_SUPPORTED, "SOP Class is not that of the context")

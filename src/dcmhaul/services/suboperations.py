@@ -10,6 +10,7 @@ from dcmhaul.protocol import statuses
 from dcmhaul.protocol.dimse import (
     CCancelRq,
     CEchoRq,
+    CFindRq,
     CGetRq,
     CGetRsp,
     CMoveRq,
@@ -17,7 +18,13 @@ from dcmhaul.protocol.dimse import (
     Request,
     response_to,
 )
-from dcmhaul.services.identifiers import EncodedIdentifier, QueryRefused, encode_uid_list
+from dcmhaul.services.identifiers import (
+    IDENTIFIER_LENGTH_MAX,
+    EncodedIdentifier,
+    QueryRefused,
+    encode_uid_list,
+)
+from dcmhaul.services.provider import HeldRequest
 from dcmhaul.services.query import (
     CancelWatch,
     QueryModel,
@@ -189,10 +196,17 @@ class SubOperations:
 async def answer_beside(
     association: Association, incoming: Incoming, watch: CancelWatch, service: str
 ) -> None:
-    """What comes while a retrieve runs: a C-CANCEL, or a further request within the window."""
+    """What comes while a retrieve runs: a C-CANCEL, or a further request within the window.
+
+    One retrieve at a time: its responses and those of another would wait for each other. So a query
+    or retrieve within the window is read and held until then, as far as there is room.
+    """
     context, message = incoming
     if isinstance(message, CCancelRq):
         await watch.note(incoming)
+        return
+    if isinstance(message, CFindRq | CGetRq | CMoveRq):
+        await _hold(association, incoming, watch, service)
         return
     if message.has_dataset:
         await association.read_dataset(None)
@@ -205,8 +219,33 @@ async def answer_beside(
     if isinstance(message, CEchoRq):
         association.queue(context.context_id, response_to(message, statuses.SUCCESS))
         return
-    # One retrieve at a time: its responses and those of another would wait for each other.
     association.queue(
         context.context_id,
         response_to(message, statuses.OUT_OF_RESOURCES, f"a {service} runs on this association"),
     )
+
+
+async def _hold(
+    association: Association, incoming: Incoming, watch: CancelWatch, service: str
+) -> None:
+    """Keeps a request for later: 0210 where its message ID is in use, A700 where there is no room."""
+    context, request = incoming
+    assert isinstance(request, Request)
+    held = HeldRequest(context, request)
+    room = IDENTIFIER_LENGTH_MAX
+    message_ids = {watch.message_id}
+    for other in association.held:
+        assert isinstance(other, HeldRequest)
+        assert isinstance(other.message, Request)
+        room -= len(other.identifier)
+        message_ids.add(other.message.message_id)
+    data = await association.read_dataset_bytes(room) if request.has_dataset else b""
+    if request.message_id in message_ids:
+        status, comment = statuses.DUPLICATE_INVOCATION, "the message ID is in use"
+    elif data is None or len(message_ids) >= association.agreement.window_performed:
+        status, comment = statuses.OUT_OF_RESOURCES, f"a {service} runs on this association"
+    else:
+        held.identifier = data
+        association.held.append(held)
+        return
+    association.queue(context.context_id, response_to(request, status, comment))

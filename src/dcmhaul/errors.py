@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "AssociationAborted",
     "AssociationRejected",
+    "CannotReencode",
     "ConfigurationError",
     "ConnectionDropped",
     "DcmhaulError",
@@ -134,3 +135,7 @@ class NotDicom(InstanceError):
 
 class UnreadableInstance(InstanceError):
     """The file is DICOM, yet truncated, unreadable or without its UIDs: it has failed."""
+
+
+class CannotReencode(InstanceError):
+    """The instance is sound as far as it was read, and cannot be said in the transfer syntax that is needed."""

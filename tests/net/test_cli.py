@@ -206,20 +206,37 @@ def test_what_fails_does_not_stop_the_rest(
     assert len(list((tmp_path / "in").iterdir())) == 3
 
 
-def test_a_context_that_is_refused_is_one_line(
+def test_a_syntax_that_is_refused_is_re_encoded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("receive", "0", "--bind", "127.0.0.1", "--discard", "+xi")
-    implicit = FILES / "MR_small_implicit.dcm"
+    """In one line a pair of syntaxes; what is compressed fails unless it is to be decompressed."""
+    rle = FILES / "MR_small_RLE.dcm"
+    arguments = ("receive", "0", "--bind", "127.0.0.1", "-od", tmp_path, "+xi")
     with process(*arguments) as receiver:
-        code, out, err = run(capsys, "send", receiver.address, CT, implicit, "--json")
+        code, out, err = run(capsys, "send", receiver.address, CT, CT, rle, "--json")
         assert code == 6
-        assert "accepted no context for CT Image Storage in Explicit VR Little Endian" in err
-        assert err.count("\n") == 1
-        assert records(out)[-1]["instances"] == 1
-        code, out, err = run(capsys, "send", receiver.address, CT)
+        said, failed = err.splitlines()
+        assert "re-encoding from Explicit VR Little Endian to Implicit VR Little Endian: " in said
+        assert "accepted no context for MR Image Storage in RLE Lossless; --transcode" in failed
+        assert records(out)[-1]["instances"] == 2
+        code, out, err = run(capsys, "send", receiver.address, rle)
         assert code == 3
         assert "accepted no context for " in err
+        code, out, err = run(capsys, "send", receiver.address, "--transcode", rle, "-v")
+        assert code == 0
+        assert re.search(r"context 3: MR Image Storage, Implicit VR Little Endian \(of .*\)", err)
+        assert "context 1: MR Image Storage, RLE Lossless: transfer syntaxes not supported" in err
+        assert "MR_small_RLE.dcm: re-encoded from RLE Lossless to Implicit VR Little Endian" in err
+        jpeg = FILES / "JPEG2000.dcm"
+        code, out, err = run(capsys, "send", receiver.address, "--transcode", jpeg)
+        assert (code, err.count("\n")) == (6, 1)
+        assert "pydicom has no decoder for JPEG 2000 Image Compression" in err
+    found = [pydicom.dcmread(path) for path in tmp_path.glob("*.dcm")]
+    assert {one.file_meta.TransferSyntaxUID for one in found} == {
+        pydicom.uid.ImplicitVRLittleEndian
+    }
+    plain = {pydicom.dcmread(path).PixelData for path in (CT, FILES / "MR_small.dcm")}
+    assert {one.PixelData for one in found} == plain
 
 
 def test_folders_under_the_name_storescu(

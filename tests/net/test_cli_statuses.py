@@ -132,9 +132,10 @@ async def test_send_tells_what_storescu_tells(
     assert code == 0
     check_lines(
         err,
-        r"associating with PEER@127\.0\.0\.1:\d+ as DCMHAUL: 1 context, PDU 131072, window 1",
-        r"association accepted: 1 context, PDU to send 16384, window 1, .*",
+        r"associating with PEER@127\.0\.0\.1:\d+ as DCMHAUL: 2 contexts, PDU 131072, window 1",
+        r"association accepted: 2 contexts, PDU to send 16384, window 1, .*",
         r"  context 1: CT Image Storage, Explicit VR Little Endian",
+        r"  context 3: CT Image Storage, Implicit VR Little Endian \(of Implicit .*, Deflated .*\)",
         r".*\.dcm: 0x0000 Success",
         r".*\.dcm: 0x0000 Success",
         rf"association with PEER@127\.0\.0\.1:\d+ {'aborted' if options else 'released'}",

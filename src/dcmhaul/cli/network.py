@@ -141,11 +141,16 @@ def say_end(session: Session, peer: Peer, *, aborted: bool) -> None:
     session.console.info(f"association with {peer} {'aborted' if aborted else 'released'}")
 
 
-def check_agreement(session: Session, network: NetworkOptions, association: Association) -> None:
-    """Says what was negotiated; NoAcceptedContext where that is nothing."""
+def check_agreement(
+    session: Session,
+    network: NetworkOptions,
+    association: Association,
+    proposed: Sequence[PresentationContextRq] = (),
+) -> None:
+    """Says what was negotiated; NoAcceptedContext where that is nothing. proposed: as `say_agreement`."""
     agreement = association.agreement
     say_tls(session, association)
-    say_agreement(session, network, agreement)
+    say_agreement(session, network, agreement, proposed)
     if not agreement.accepted:
         refused = {context.abstract_syntax for context in agreement.rejected}
         what = f"none of the {len(agreement.rejected)} presentation contexts"
@@ -177,8 +182,16 @@ def say_tls(session: Session, association: Association) -> None:
         session.console.info(f"{association.peer}: {version}, {cipher}, peer {shown}")
 
 
-def say_agreement(session: Session, network: NetworkOptions, agreement: Agreement) -> None:
-    """What was negotiated, under `-v`; each context too where they are few, or under `+v` and `-d`."""
+def say_agreement(
+    session: Session,
+    network: NetworkOptions,
+    agreement: Agreement,
+    proposed: Sequence[PresentationContextRq] = (),
+) -> None:
+    """What was negotiated, under `-v`; each context too where they are few, or under `+v` and `-d`.
+
+    proposed: the contexts that were; with them all are listed, and what was proposed in each.
+    """
     console = session.console
     if console.level >= Level.INFO:
         implementation = agreement.peer_implementation_version_name or "no implementation name"
@@ -188,23 +201,26 @@ def say_agreement(session: Session, network: NetworkOptions, agreement: Agreemen
             f"window {agreement.window_invoked}, peer {printable(implementation)} "
             f"({agreement.peer_implementation_class_uid or 'no implementation UID'})"
         )
-    few = len(agreement.accepted) + len(agreement.rejected) <= CONTEXTS_FEW
+    few = bool(proposed) or len(agreement.accepted) + len(agreement.rejected) <= CONTEXTS_FEW
     if not (
         network.show_contexts
         or console.level >= Level.DEBUG
         or (few and console.level >= Level.INFO)
     ):
         return
+    syntaxes = {context.context_id: context.transfer_syntaxes for context in proposed}
     for accepted in agreement.accepted.values():
+        offered = [uids.name(uid) for uid in syntaxes.get(accepted.context_id, ())]
+        choice = f" (of {', '.join(offered)})" if len(offered) > 1 else ""
         console.always(
             f"  context {accepted.context_id}: {uids.name(accepted.abstract_syntax)}, "
-            f"{uids.name(accepted.transfer_syntax)}"
+            f"{uids.name(accepted.transfer_syntax)}{choice}"
         )
     for rejected in agreement.rejected:
         text = _RESULT_TEXT.get(rejected.result, f"result {int(rejected.result)}")
-        console.always(
-            f"  context {rejected.context_id}: {uids.name(rejected.abstract_syntax)}: {text}"
-        )
+        offered = [uids.name(uid) for uid in syntaxes.get(rejected.context_id, ())]
+        what = ", ".join([uids.name(rejected.abstract_syntax), *offered])
+        console.always(f"  context {rejected.context_id}: {what}: {text}")
 
 
 def split_address(text: str, option: str) -> tuple[str, int]:

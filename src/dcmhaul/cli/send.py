@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcmhaul import uids
 from dcmhaul.cli.console import Level
 from dcmhaul.cli.dcmtk import preferred_syntaxes
 from dcmhaul.cli.exits import Exit, for_error, for_status
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Peer
     from dcmhaul.engine.scheduler import StopRequest
-    from dcmhaul.engine.sender import SendGroup, SendPlan
+    from dcmhaul.engine.sender import Reencoding, SendGroup, SendPlan
     from dcmhaul.net import Association, Observer
+    from dcmhaul.objects.instances import OutgoingInstance
     from dcmhaul.objects.sources import FailedEntry, SkippedEntry
     from dcmhaul.services.storage import StoreOutcome
     from dcmhaul.wire.items import UserIdentityRq
@@ -38,7 +40,9 @@ FAILURES_MAX = 3
 _EPILOG = """\b
 Files that are not DICOM, and DICOMDIRs, are skipped; one failure does not stop
 the rest. A file's own transfer syntax is always proposed; -x= -xe -xb -xi -xd
--xs -xy -xx -xv -xw -xt -xu -xr ... only say which contexts come first. Under
+-xs -xy -xx -xv -xw -xt -xu -xr ... only say which contexts come first. Where the
+peer does not take it, a file in one of the uncompressed syntaxes is sent in
+another of them; a compressed one fails, unless --transcode decompresses it. Under
 the name storescu a folder needs +sd, and its subfolders +r. Ctrl-C once
 finishes what is in flight, twice stops at once; the exit code is 130.
 
@@ -77,6 +81,11 @@ Examples:
     "-nh", "--no-halt", is_flag=True, expose_value=False, help="Go on after a failure; always so."
 )
 @click.option(
+    "--transcode",
+    is_flag=True,
+    help="Decompress what the peer takes in no compressed syntax, where pydicom has the decoder.",
+)
+@click.option(
     "--repeat", type=click.IntRange(1), default=1, help="Send everything N times.", metavar="N"
 )
 @click.option("--abort", is_flag=True, help="End with A-ABORT instead of A-RELEASE.")
@@ -94,6 +103,7 @@ def command(
     scan: bool,
     recurse: bool,
     files_only: bool,
+    transcode: bool,
     repeat: int,
     abort: bool,
     user: str | None,
@@ -123,6 +133,7 @@ def command(
         first=preferred_syntaxes(propose),
         recursive=session.name != "storescu" or recurse,
         files_only=files_only,
+        transcode=transcode,
         repeat=repeat,
         abort=abort,
         identity=_identity(session, user, password, encrypted=peer.tls is not None),
@@ -144,6 +155,7 @@ class _Settings:
     first: tuple[str, ...]
     recursive: bool
     files_only: bool
+    transcode: bool
     repeat: int
     abort: bool
     identity: UserIdentityRq | None
@@ -242,10 +254,13 @@ class _Send:
             nursery.cancel_scope.cancel()
 
     async def _send(self, plan: SendPlan, observer: Observer | None, stop: StopRequest) -> None:
+        from dcmhaul.engine.sender import Reencoding
+
+        reencoding = Reencoding(self._reencoded, transcode=self.settings.transcode)
         with stop.cancel_scope:
-            for group in plan.groups(self.settings.first):
+            for group in plan.groups(self.settings.first, reencoding):
                 if not stop.requested:
-                    await self._send_group(group, observer, stop)
+                    await self._send_group(group, reencoding, observer, stop)
         assert self.planned is not None
         unsent = self.planned - self.settled
         if unsent:
@@ -254,7 +269,11 @@ class _Send:
             self.session.console.error(f"{unsent} instances were not sent{answered}")
 
     async def _send_group(
-        self, group: SendGroup, observer: Observer | None, stop: StopRequest
+        self,
+        group: SendGroup,
+        reencoding: Reencoding,
+        observer: Observer | None,
+        stop: StopRequest,
     ) -> None:
         from dcmhaul.cli.network import association_request, say_request, socket_options, timeouts
         from dcmhaul.engine.pool import AssociationPool, PoolPolicy
@@ -278,10 +297,11 @@ class _Send:
             window=settings.window,
             report=self._outcome,
             report_entry=self._entry,
-            opened=self._opened,
+            opened=partial(self._opened, group),
             closed=self._closed,
             abort=settings.abort,
             stop=stop,
+            reencoding=reencoding,
         )
         request = association_request(
             settings.network,
@@ -295,10 +315,10 @@ class _Send:
         if sender.error is not None:
             self.session.fail(sender.error)
 
-    def _opened(self, association: Association) -> None:
+    def _opened(self, group: SendGroup, association: Association) -> None:
         from dcmhaul.cli.network import check_agreement
 
-        check_agreement(self.session, self.settings.network, association)
+        check_agreement(self.session, self.settings.network, association, group.contexts)
 
     def _closed(self) -> None:
         from dcmhaul.cli.network import say_end
@@ -316,6 +336,8 @@ class _Send:
         )
 
     def _outcome(self, outcome: StoreOutcome) -> None:
+        from dcmhaul.objects.reencode import UNCOMPRESSED
+
         self.settled += 1
         if outcome.status is not None:
             self.session.begun = True
@@ -333,10 +355,21 @@ class _Send:
         else:
             # No context for this class and syntax: the rest goes on, this one never will.
             refused = isinstance(outcome.error, NoAcceptedContext)
+            compressed = outcome.instance.transfer_syntax_uid not in UNCOMPRESSED
             error = outcome.error or NoAcceptedContext("not sent")
             code = Exit.PERMANENT if refused else for_error(error, begun=self.session.begun)
             text = str(error)
+            if refused and not self.settings.transcode and compressed:
+                text += "; --transcode sends it decompressed"
         self._failed(label, code, text, outcome.status)
+
+    def _reencoded(self, instance: OutgoingInstance, target: str) -> None:
+        """Each instance under `-v`, each pair of syntaxes in one line always."""
+        change = f"from {uids.name(instance.transfer_syntax_uid)} to {uids.name(target)}"
+        self.session.console.warn_once(
+            f"re-encoding {change}: {self.settings.peer} accepted no context for them as they are"
+        )
+        self.session.console.info(f"{self._name(instance.label)}: re-encoded {change}")
 
     def _say(self, label: str, outcome: StoreOutcome) -> None:
         """A stored instance: each under `-v`, one with a warning always."""

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from dcmhaul import uids
 from dcmhaul.engine.pool import ASSOCIATION_ERRORS, AssociationPool, PoolExhausted
 from dcmhaul.engine.scheduler import StopRequest, flat_nursery
-from dcmhaul.errors import DcmhaulError, UnreadableInstance
+from dcmhaul.errors import DcmhaulError, NoAcceptedContext, UnreadableInstance
 from dcmhaul.objects.part10 import FileInstance, glance_at
+from dcmhaul.objects.reencode import UNCOMPRESSED
+from dcmhaul.objects.reencoded import reencode_instance
 from dcmhaul.objects.sources import (
     FailedEntry,
     FileSource,
@@ -25,21 +28,24 @@ from dcmhaul.objects.sources import (
     candidates,
     open_entry,
 )
+from dcmhaul.objects.transcode import decompress
 from dcmhaul.protocol.negotiation import plan_contexts
 from dcmhaul.services.storage import StorageScu, StoreOutcome
+from dcmhaul.wire.items import PresentationContextRq
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dcmhaul.net import Association
+    from dcmhaul.objects.instances import OutgoingInstance
     from dcmhaul.protocol.negotiation import AssociationRequest
-    from dcmhaul.wire.items import PresentationContextRq
 
-__all__ = ["FileSender", "SendGroup", "SendPlan", "scan_files"]
+__all__ = ["FileSender", "Reencoding", "SendGroup", "SendPlan", "scan_files"]
 
 # Files that a thread looks at before the task that waits for it may be cancelled.
 _SCAN_BATCH: Final = 256
+_CONTEXT_ID_MAX: Final = 255  # PS3.8 §9.3.2.2: odd, of one octet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,23 +69,94 @@ class SendPlan:
         self.paths.append(path)
         self._pair_of.append(self._pairs.setdefault(pair, len(self._pairs)))
 
-    def groups(self, first: Sequence[str] = ()) -> list[SendGroup]:
+    def groups(
+        self, first: Sequence[str] = (), reencoding: Reencoding | None = None
+    ) -> list[SendGroup]:
         """The files by association, in the order they were found.
 
-        first: transfer syntaxes whose contexts are proposed before the others.
+        first: transfer syntaxes whose contexts are proposed before the others. reencoding: what files may
+        be turned into; each of their classes then has one context more, where there is room for it.
         """
         rank = {uid: place for place, uid in enumerate(first)}
         ordered = sorted(self._pairs, key=lambda pair: rank.get(pair[1], len(rank)))
-        planned = plan_contexts(ordered)
-        if len(planned) <= 1:
-            return [SendGroup(contexts=contexts, paths=self.paths) for contexts in planned]
         groups = []
+        planned = plan_contexts(ordered)
         for contexts in planned:
-            pairs = {(c.abstract_syntax, c.transfer_syntaxes[0]) for c in contexts}
-            numbers = {self._pairs[pair] for pair in pairs}
-            chosen = compress(self.paths, (number in numbers for number in self._pair_of))
-            groups.append(SendGroup(contexts=contexts, paths=list(chosen)))
+            pairs = [(c.abstract_syntax, c.transfer_syntaxes[0]) for c in contexts]
+            paths = self.paths
+            if len(planned) > 1:
+                numbers = {self._pairs[pair] for pair in pairs}
+                paths = list(compress(self.paths, (number in numbers for number in self._pair_of)))
+            others: tuple[PresentationContextRq, ...] = ()
+            if reencoding is not None:
+                others = self._others(pairs, reencoding, sorted(UNCOMPRESSED, key=_ranked(rank)))
+            groups.append(SendGroup(contexts=contexts + others, paths=paths))
         return groups
+
+    def _others(
+        self, pairs: Sequence[tuple[str, str]], reencoding: Reencoding, syntaxes: Sequence[str]
+    ) -> tuple[PresentationContextRq, ...]:
+        """One context for each class of files that could leave in another syntax than their own.
+
+        The acceptor chooses among those that none of the class has: the context of an own syntax stays
+        apart, so that accepting this one cannot shut it out.
+        """
+        classes = dict.fromkeys(sop_class for sop_class, syntax in pairs if reencoding.can(syntax))
+        found: list[PresentationContextRq] = []
+        for sop_class in classes:
+            offered = tuple(uid for uid in syntaxes if (sop_class, uid) not in self._pairs)
+            context_id = 2 * (len(pairs) + len(found)) + 1
+            if offered and context_id <= _CONTEXT_ID_MAX:
+                found.append(
+                    PresentationContextRq(
+                        context_id=context_id,
+                        abstract_syntax=sop_class,
+                        transfer_syntaxes=offered,
+                    )
+                )
+        return tuple(found)
+
+
+def _ranked(rank: Mapping[str, int]) -> Callable[[str], int]:
+    return lambda uid: rank.get(uid, len(rank))
+
+
+class Reencoding:
+    """What becomes of an instance whose own transfer syntax the peer did not accept.
+
+    report: hears, for each instance that leaves re-encoded, of the syntax that it has and the new one.
+    transcode: compressed ones are decompressed, where pydicom can.
+    """
+
+    def __init__(
+        self, report: Callable[[OutgoingInstance, str], None], *, transcode: bool = False
+    ) -> None:
+        self._report = report
+        self._transcode = transcode
+
+    def can(self, transfer_syntax_uid: str) -> bool:
+        """Whether instances in this syntax can leave in another one."""
+        return self._transcode or transfer_syntax_uid in UNCOMPRESSED
+
+    async def __call__(self, instance: OutgoingInstance, target: str) -> OutgoingInstance:
+        """A `Reencode`."""
+        if not self.can(instance.transfer_syntax_uid):
+            raise NoAcceptedContext(
+                f"the peer accepted no context for {uids.name(instance.sop_class_uid)} in "
+                f"{uids.name(instance.transfer_syntax_uid)}"
+            )
+        made = await trio.to_thread.run_sync(_reencoded, instance, target)
+        self._report(instance, target)
+        return made
+
+
+def _reencoded(instance: OutgoingInstance, target: str) -> OutgoingInstance:
+    """Blocks; CannotReencode where the target cannot have it."""
+    if instance.transfer_syntax_uid not in UNCOMPRESSED:
+        instance = decompress(instance)
+        if instance.transfer_syntax_uid == target:
+            return instance
+    return reencode_instance(instance, target)
 
 
 async def scan_files(
@@ -142,6 +219,7 @@ class FileSender:
     in good order. An association that breaks is replaced as long as the pool allows; what was
     outstanding on it is reported, not repeated.
     abort: associations end by A-ABORT instead of A-RELEASE. stop: once requested nothing more is taken.
+    reencoding: what becomes of files whose own syntax the peer did not accept; without it they fail.
     """
 
     def __init__(
@@ -155,8 +233,10 @@ class FileSender:
         closed: Callable[[], None] | None = None,
         abort: bool = False,
         stop: StopRequest | None = None,
+        reencoding: Reencoding | None = None,
     ) -> None:
         self._pool = pool
+        self._reencoding = reencoding
         self._stop = stop if stop is not None else StopRequest()
         self._opening: set[trio.CancelScope] = set()
         self._stop.on_request(self._open_no_more)
@@ -195,7 +275,9 @@ class FileSender:
                         self._opening.discard(opening)
                         if self._opened is not None:
                             self._opened(association)
-                        scu = StorageScu(association, window=self._window)
+                        scu = StorageScu(
+                            association, window=self._window, reencode=self._reencoding
+                        )
                         await scu.run(
                             partial(self._take, source), self._answered, source.look_ahead
                         )

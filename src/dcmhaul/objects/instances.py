@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from dcmhaul.net.types import DatasetSlices, FileRange
+    from dcmhaul.objects.reencoded import DatasetStream
 
 __all__ = [
     "NO_ANSWER",
@@ -42,7 +43,7 @@ class OutgoingInstance(Protocol):
     @property
     def transfer_syntax_uid(self) -> str: ...
     @property
-    def dataset(self) -> memoryview | bytes | FileRange: ...
+    def dataset(self) -> memoryview | bytes | FileRange | DatasetStream: ...
     @property
     def length(self) -> int:
         """Bytes of the dataset, group 0002 excluded."""

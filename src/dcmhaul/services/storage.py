@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import trio
 
 from dcmhaul import crash, uids
 from dcmhaul.errors import (
     AssociationAborted,
     DcmhaulError,
+    InstanceError,
     NoAcceptedContext,
     RemoteProtocolError,
     UnreadableInstance,
@@ -25,19 +29,28 @@ from dcmhaul.objects.instances import (
     StoreRefused,
     StoreReply,
 )
+from dcmhaul.objects.reencode import UNCOMPRESSED
+from dcmhaul.objects.reencoded import DatasetStream
 from dcmhaul.protocol.dimse import CStoreRq, CStoreRsp, DimseMessage, Priority
 from dcmhaul.protocol.negotiation import SupportedContext
 from dcmhaul.services.provider import refuse_stray
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from dcmhaul.net import Association, Incoming
     from dcmhaul.protocol.negotiation import AcceptedContext
     from dcmhaul.services.provider import Completion
     from dcmhaul.wire.pdu import AAssociateRq
 
-__all__ = ["StorageScp", "StorageScu", "StoreOutcome", "crash_after_sending", "proposes_storage"]
+__all__ = [
+    "Reencode",
+    "StorageScp",
+    "StorageScu",
+    "StoreOutcome",
+    "crash_after_sending",
+    "proposes_storage",
+]
 
 SUCCESS: Final = 0x0000
 OUT_OF_RESOURCES: Final = 0xA700
@@ -223,6 +236,13 @@ class StoreOutcome:
         return self.status is not None and (self.status == SUCCESS or self.status >> 8 == 0xB0)
 
 
+Reencode = Callable[["OutgoingInstance", str], Awaitable["OutgoingInstance"]]
+"""An instance in another transfer syntax; NoAcceptedContext or an InstanceError where it cannot be.
+
+The new one closes the old one.
+"""
+
+
 class _Outstanding:
     __slots__ = ("instance", "started")
 
@@ -242,8 +262,12 @@ class StorageScu:
         on_other: Callable[[Incoming], Awaitable[None]] | None = None,
         priority: int = Priority.MEDIUM,
         originator: MoveOriginator | None = None,
+        reencode: Reencode | None = None,
     ) -> None:
         """`on_other` gets what is no C-STORE-RSP, dataset unread; without it that is an error.
+
+        reencode: asked for each instance whose own transfer syntax the peer did not accept for its class,
+        where it accepted an uncompressed one.
 
         originator: of the C-MOVE that the instances are the sub-operations of.
         """
@@ -252,6 +276,7 @@ class StorageScu:
         self._originator_title = originator.ae_title if originator is not None else None
         self._originator_id = originator.message_id if originator is not None else None
         self._on_other = on_other
+        self._reencode = reencode
         self._association = association
         self._window = granted if window is None else min(window, granted)
         self._contexts: dict[tuple[str, str], AcceptedContext | None] = {}
@@ -326,12 +351,11 @@ class StorageScu:
         association = self._association
         context = self._context(instance)
         if context is None:
-            error = NoAcceptedContext(
-                f"{association.peer} accepted no context for {uids.name(instance.sop_class_uid)} "
-                f"in {uids.name(instance.transfer_syntax_uid)}"
-            )
-            report(_outcome(instance, error=error))
-            return 0
+            try:
+                instance, context = await self._reencoded(instance)
+            except (NoAcceptedContext, InstanceError) as error:
+                report(_outcome(instance, error=error))
+                return 0
         if crash.armed:
             crash.passed("send.before_cmd")
         message_id = association.next_message_id()
@@ -350,8 +374,40 @@ class StorageScu:
             if crash.armed:
                 crash.passed("send.all_sent")
             return 0
+        if isinstance(dataset, DatasetStream):
+            await self._stream(context, request, dataset)
+            return 0
         association.queue(context.context_id, request, dataset)
         return instance.length
+
+    async def _reencoded(
+        self, instance: OutgoingInstance
+    ) -> tuple[OutgoingInstance, AcceptedContext]:
+        """The instance in a syntax that the peer accepted; NoAcceptedContext or InstanceError without one."""
+        association = self._association
+        if self._reencode is not None:
+            context = association.agreement.context_for(instance.sop_class_uid, UNCOMPRESSED)
+            if context is not None:
+                return await self._reencode(instance, context.transfer_syntax), context
+        raise NoAcceptedContext(
+            f"{association.peer} accepted no context for {uids.name(instance.sop_class_uid)} "
+            f"in {uids.name(instance.transfer_syntax_uid)}"
+        )
+
+    async def _stream(
+        self, context: AcceptedContext, request: CStoreRq, dataset: DatasetStream
+    ) -> None:
+        """Sends a dataset that is made meanwhile, a piece at a time."""
+        writer = await self._association.open_dataset(context.context_id, request)
+        try:
+            chunks = dataset.chunks()
+            while (chunk := await trio.to_thread.run_sync(next, chunks, None)) is not None:
+                await writer.write(chunk)
+            await writer.finish()
+        finally:
+            await writer.aclose()
+        if crash.armed:
+            crash.passed("send.all_sent")
 
     async def _take_response(self, report: Callable[[StoreOutcome], None]) -> None:
         association = self._association

@@ -256,9 +256,12 @@ class CCancelRq(DimseMessage):
 
 
 @_message
-class _NResponse(Response):
+class NormalizedRsp(Response):
+    """What the six have in common; the lists and IDs belong to failures (PS3.7 Annex C)."""
+
     affected_sop_instance_uid: str | None = None
     error_id: int | None = None
+    attribute_identifier_list: tuple[int, ...] | None = None
 
 
 @_message
@@ -270,7 +273,7 @@ class NEventReportRq(Request):
 
 
 @_message
-class NEventReportRsp(_NResponse):
+class NEventReportRsp(NormalizedRsp):
     command_field = 0x8100
     event_type_id: int | None = None
 
@@ -284,7 +287,7 @@ class NGetRq(Request):
 
 
 @_message
-class NGetRsp(_NResponse):
+class NGetRsp(NormalizedRsp):
     command_field = 0x8110
 
 
@@ -297,7 +300,7 @@ class NSetRq(Request):
 
 
 @_message
-class NSetRsp(_NResponse):
+class NSetRsp(NormalizedRsp):
     command_field = 0x8120
 
 
@@ -310,7 +313,7 @@ class NActionRq(Request):
 
 
 @_message
-class NActionRsp(_NResponse):
+class NActionRsp(NormalizedRsp):
     command_field = 0x8130
     action_type_id: int | None = None
 
@@ -324,7 +327,7 @@ class NCreateRq(Request):
 
 
 @_message
-class NCreateRsp(_NResponse):
+class NCreateRsp(NormalizedRsp):
     command_field = 0x8140
 
 
@@ -336,7 +339,7 @@ class NDeleteRq(Request):
 
 
 @_message
-class NDeleteRsp(_NResponse):
+class NDeleteRsp(NormalizedRsp):
     command_field = 0x8150
 
 
@@ -457,6 +460,8 @@ def response_to(
         uid = getattr(request, f"affected_{part}", "") or getattr(request, f"requested_{part}", "")
         if uid and f"affected_{part}" in known:
             arguments[f"affected_{part}"] = uid
+    for name in known & {"event_type_id", "action_type_id"}:
+        arguments[name] = getattr(request, name)
     response = plan.message(**arguments)
     assert isinstance(response, Response)  # the bit is set in responses alone
     return response

@@ -90,7 +90,9 @@ def _layout(transfer_syntax: str) -> tuple[bool, bool]:
     raise ValueError(f"no transfer syntax for identifiers: {uids.name(transfer_syntax)}")
 
 
-def decode_identifier(data: bytes, transfer_syntax: str) -> Dataset:
+def decode_identifier(
+    data: bytes, transfer_syntax: str, *, elements_max: int = _ELEMENTS_MAX
+) -> Dataset:
     """The identifier, its values still raw; ValueError with a reason that quotes no value.
 
     The headers are walked first, so that pydicom only sees what is well formed, not too deep and not
@@ -98,7 +100,7 @@ def decode_identifier(data: bytes, transfer_syntax: str) -> Dataset:
     """
     explicit, big_endian = _layout(transfer_syntax)
     walker = ElementWalker(
-        explicit, big_endian=big_endian, depth_max=_DEPTH_MAX, elements_max=_ELEMENTS_MAX
+        explicit, big_endian=big_endian, depth_max=_DEPTH_MAX, elements_max=elements_max
     )
     try:
         walker.feed(data)

@@ -22,6 +22,7 @@ __all__ = [
     "HeldRequest",
     "Service",
     "acceptor_policy",
+    "answer",
     "refuse_stray",
     "serve_services",
 ]
@@ -160,6 +161,19 @@ class _Outstanding:
             await self._association.flush()
         finally:
             self._slots.release()
+
+
+async def answer(association: Association, incoming: Incoming, services: Iterable[Service]) -> None:
+    """Answers one request that comes while something else is waited for; the response is queued."""
+    message = incoming.message
+    key = type(message), incoming.context.abstract_syntax
+    handler = _routes(association, list(services)).get(key)
+    if handler is None:
+        await refuse_stray(association, incoming)
+        return
+    completion = await handler.handle(association, incoming)
+    if completion is not None:
+        await completion()
 
 
 async def refuse_stray(association: Association, incoming: Incoming) -> None:

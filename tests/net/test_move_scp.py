@@ -268,7 +268,7 @@ async def test_pending_responses_go_on_while_it_is_performed(
 
     response = await moved(Mover(step), on_pending=pending)
     assert (response.status, response.completed, response.failed) == (0xB000, 2, 1)
-    assert all((r.remaining, r.failed, r.failed_sop_instance_uids) == (2, 1, ()) for r in told[1:])
+    assert all((r.remaining, r.failed, r.failed_sop_instance_uids) == (2, 1, ()) for r in told[1:4])
 
 
 # -- stopping it ------------------------------------------------------------------------------------

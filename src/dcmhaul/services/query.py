@@ -226,11 +226,13 @@ class _Find:
         left = self._until - trio.current_time()
         if left == math.inf:
             return await association.receive(seconds=seconds, phase="C-FIND response")
+        if seconds is not None and seconds < left:
+            return await association.receive(seconds=seconds, phase="C-FIND response")
+        if left > 0:
+            with trio.move_on_after(left):
+                return await association.receive(seconds=None, phase="C-CANCEL")
         hint = f"{association.peer} goes on with the C-FIND all the same"
-        if left <= 0:
-            raise PeerTimeout("C-CANCEL", CANCEL_SECONDS, hint)
-        left = left if seconds is None else min(left, seconds)
-        return await association.receive(seconds=left, phase="C-CANCEL")
+        raise PeerTimeout("C-CANCEL", CANCEL_SECONDS, hint)
 
     async def _next(self) -> FindResponse:
         association = self._association

@@ -324,6 +324,22 @@ def test_the_archive_answers_its_own_title_alone(
     assert run(capsys, "echo", archive.address)[0] == 0
 
 
+def test_the_archive_answers_its_aliases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same contents; what it answers is from its own title."""
+    options = ("--dir", tmp_path / "a", "--port", "0", "--bind", "127.0.0.1", "--aet", "NEW")
+    with process("archive", *options, "--alias", "OLD", "--alias", "OLDER") as archive:
+        assert run(capsys, "send", f"OLD@127.0.0.1:{archive.port}", CT)[0] == 0
+        for title in ("NEW", "OLDER"):
+            peer = f"{title}@127.0.0.1:{archive.port}"
+            found = run(capsys, "find", peer, "-S", "-k", "PatientName", "-k", "RetrieveAETitle")
+            assert (found[0], "NEW" in found[1]) == (0, True)
+        assert run(capsys, "echo", f"OTHER@127.0.0.1:{archive.port}")[0] == 3
+    code, _, err = run(capsys, "archive", *options, "--alias", "no\\title")
+    assert (code, len(err.splitlines())) == (2, 1)
+
+
 def test_lengths_and_deadlines_are_those_typed(
     archive: Process, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -207,6 +207,7 @@ def test_refused(rq: AAssociateRq, p: AcceptorPolicy, expected: AAssociateRj) ->
 
 NOT_REFUSED: list[tuple[str, AAssociateRq, AcceptorPolicy, str]] = [
     ("later versions beside 1", request(protocol_version=0xFFFF), policy(), "h"),
+    ("an alias", request(called_ae_title="OLD"), policy(aliases=("OLDER", "OLD")), "h"),
     ("any called title", request(called_ae_title="WHATEVER"), policy(ae_title=None), "h"),
     ("a title like a path, unlisted", request(calling_ae_title="../x"), policy(), "h"),
     (

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _EPILOG = """\b
-Only its own title is answered. Objects lie below DIR under names of the
-archive's own; the index is DIR/index.db unless --database names another.
+Objects lie below DIR under names of the archive's own; the
+index is DIR/index.db unless --database names another.
 
 \b
 The same bytes under a known SOP Instance UID are answered 0000 and not
@@ -32,6 +32,10 @@ written again. Other bytes, by --duplicates:
   keep-both   set aside too, but answered 0000; C-GET gives out both
   replace     they take the place of the first; answered 0000
 Each such object is told in a line.
+
+\b
+It answers the title of --aet and those of --alias, all with the same contents,
+and no other. What it sends and answers names --aet.
 
 \b
 A C-MOVE goes to the titles of the --peer options and of the nodes of
@@ -65,6 +69,13 @@ Example:
     multiple=True,
     metavar="PEER",
     help="A C-MOVE destination: AET@HOST:PORT, or a node; repeatable.",
+)
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="AET",
+    help="A further called title that it answers; repeatable.",
 )
 @click.option(
     "--import",
@@ -101,6 +112,7 @@ def command(
     folder: str,
     port: str,
     peers: tuple[str, ...],
+    aliases: tuple[str, ...],
     imports: tuple[str, ...],
     database: str | None,
     durable: str,
@@ -130,6 +142,7 @@ def command(
         any_called_title=False,
         durability=durable,
         accept_any=accept_any,
+        aliases=aliases,
     )
     trio.run(
         partial(

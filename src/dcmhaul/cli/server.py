@@ -148,9 +148,10 @@ class Server:
         any_called_title: bool,
         durability: str,
         accept_any: bool = False,
+        aliases: Sequence[str] = (),
         tls: TlsSettings | None = None,
     ) -> None:
-        """tls: what the configuration says of it, for the flags to change."""
+        """tls: what the configuration says of it, for the flags to change. aliases: further called titles."""
         self.session = session
         self.network = network
         context = server_tls(network.tls, tls, session.console.warn)
@@ -169,6 +170,7 @@ class Server:
         self._durability = durability
         self._policy_fields = {
             "ae_title": None if any_called_title else self.ae_title,
+            "aliases": tuple(map(ae_title, aliases)),
             "allowed_callers": allowed_callers(allow),
             "pdu_length_max": network.pdu_length_announced,
             "accept_any_storage": accept_any,

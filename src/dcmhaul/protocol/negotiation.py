@@ -234,13 +234,14 @@ class SupportedContext:
 class AcceptorPolicy:
     """What an acceptor agrees to.
 
-    ae_title: the called title that is answered, None answers any. accept_any_storage: an abstract
-    syntax that nothing knows is taken for a storage class. allowed_callers: `AET` or `AET@ADDRESS`;
+    ae_title: the called title that is answered, None answers any; `aliases` are, too. accept_any_storage:
+    an abstract syntax that nothing knows is taken for a storage class. allowed_callers: `AET` or `AET@ADDRESS`;
     () allows any. strict: a request without its mandatory user information items is rejected.
     """
 
     ae_title: str | None
     supported: Mapping[str, SupportedContext]
+    aliases: tuple[str, ...] = ()
     accept_any_storage: bool = False
     allowed_callers: tuple[str, ...] = ()
     pdu_length_max: int = PDU_LENGTH_DEFAULT
@@ -424,7 +425,8 @@ def _refuse(rq: AAssociateRq, policy: AcceptorPolicy, peer_host: str) -> AAssoci
     if not _is_sound(rq, strict=policy.strict):
         return _NOTHING_SAID
     called, calling = rq.called_ae_title, rq.calling_ae_title
-    if not is_valid_ae_title(called) or policy.ae_title not in (None, called):
+    answered = policy.ae_title in (None, called) or called in policy.aliases
+    if not is_valid_ae_title(called) or not answered:
         return _CALLED_NOT_RECOGNIZED
     allowed = policy.allowed_callers
     if not is_valid_ae_title(calling) or (allowed and not is_caller(calling, peer_host, allowed)):

@@ -222,7 +222,9 @@ async def test_get(tmp_path: Path, number: int, times: int) -> None:
     assert summary["exit_code"] == 130
     assert len(old.sent) < 200
     if times == 1:
-        assert 10 <= summary["instances"] == len(files) == len(old.sent)
+        # The archive opens the next one while it waits for the answer to the last.
+        assert 9 <= summary["instances"] == len(files)
+        assert len(old.sent) - 1 <= len(files) <= len(old.sent)
         assert set(old.endings) == {"released"}
     else:
         assert summary["instances"] <= len(files) <= summary["instances"] + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -30,6 +31,8 @@ __all__ = ["Transport", "configure_socket", "connect", "host_port"]
 BLOCKED_LOOK_SECONDS: Final = 0.05
 # A task that never has to wait still lets others run after this many bytes.
 CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
+# Nor so long, where work between two receives takes the time that the peer needs for its bytes.
+CHECKPOINT_SECONDS: Final = 0.01
 # Inside a message a peer must keep up this rate over the progress time-out.
 PROGRESS_BYTES_PER_SECOND: Final = 1024
 # What is read and thrown away at a close, so that the kernel sends no RST that eats our last PDU.
@@ -117,6 +120,7 @@ class Transport:
         "_parked_seconds",
         "_receiving",
         "_since_checkpoint",
+        "_turn_began",
         "_sock",
         "fd",
         "queue",
@@ -132,6 +136,7 @@ class Transport:
         self.stats = AssociationStats()
         self._receiving = False
         self._since_checkpoint = 0
+        self._turn_began = 0.0
         self._parked_seconds = 0.0
         self._parked_bytes = 0
         self._closed = False
@@ -188,14 +193,21 @@ class Transport:
             while True:
                 got = self.receive_nowait()
                 if got >= 0:
-                    if self._since_checkpoint > CHECKPOINT_BYTES:
-                        self._since_checkpoint = 0
+                    if self._since_checkpoint > CHECKPOINT_BYTES or self._turn_is_over():
                         await trio.lowlevel.checkpoint()
+                        self._begin_turn()
                     return got > 0
-                self._since_checkpoint = 0
                 waited = await self._park(waited, seconds, phase, in_message=in_message)
+                self._begin_turn()
         finally:
             self._receiving = False
+
+    def _turn_is_over(self) -> bool:
+        return time.perf_counter() - self._turn_began > CHECKPOINT_SECONDS
+
+    def _begin_turn(self) -> None:
+        self._since_checkpoint = 0
+        self._turn_began = time.perf_counter()
 
     async def _park(
         self, waited: float, seconds: float | None, phase: str, *, in_message: bool

@@ -139,6 +139,25 @@ def test_move(
     assert same(tmp_path, held, level)
 
 
+@pytest.mark.parametrize("key", ["ModalitiesInStudy", "Modality"])
+def test_a_modality_above_the_series(
+    server: peers.Server,
+    held: levels.Held,
+    key: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """dcmqrscp does not look at it there, and its answers are not believed."""
+    code, _, err = run(capsys, server, "get", "-S", "-k", f"{key}=MR", "-od", tmp_path / "no")
+    assert (code, list((tmp_path / "no").iterdir())) == (4, []), err
+    code, records, err = run(capsys, server, "get", "-S", "-k", f"{key}=CT", "-od", tmp_path / "in")
+    assert "warning" not in err
+    if (server.name, key) in {("Orthanc", "Modality"), ("pynetdicom", "ModalitiesInStudy")}:
+        assert code == 4  # these find nothing by it
+        return
+    assert (code, records[-1]["instances"]) == (0, len(held.instances)), err
+
+
 @pytest.mark.parametrize("verb", ["get", "move"])
 @pytest.mark.parametrize(("model", "level"), [("-S", "SERIES"), ("-S", "IMAGE"), ("-P", "STUDY")])
 def test_a_patients_name_above_the_level(

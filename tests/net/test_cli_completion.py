@@ -175,7 +175,42 @@ async def test_what_contradicts_the_keys_is_left_out(capsys: pytest.CaptureFixtu
     assert "matches at SERIES level whose Modality is not what was typed are left out" in err
 
 
-@pytest.mark.parametrize("typed", ["ModalitiesInStudy=MR", "Modality=MR"])
+@pytest.mark.parametrize("typed", ["ModalitiesInStudy=MR", "Modality=MR", "Modality=M?"])
+async def test_studies_are_told_apart_by_their_series(
+    typed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the peer does not match at STUDY level is asked for below each study."""
+    scp = Scp()
+    inner = scp.find
+
+    def find(model: QueryModel, asked: Dataset, calling: str) -> Iterator[Dataset]:
+        if str(asked.get("Modality", "")) == "M?":
+            asked.Modality = "MR"
+        return inner(model, asked, calling)
+
+    scp.find = find  # type: ignore[method-assign, assignment]
+    async with asking(scp) as questioner:
+        assert await series(questioner, typed, level="STUDY") == ["1"]
+    assert scp.levels == ["STUDY", *["SERIES"] * 3]
+    assert capsys.readouterr().err == ""
+
+
+async def test_a_level_below_that_cannot_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    scp = Scp()
+    inner = scp.find
+
+    def find(model: QueryModel, asked: Dataset, calling: str) -> Iterator[Dataset]:
+        if asked.QueryRetrieveLevel == "SERIES":
+            raise QueryRefused(0xA900, "studies alone")
+        return inner(model, asked, calling)
+
+    scp.find = find  # type: ignore[method-assign, assignment]
+    async with asking(scp) as questioner:
+        assert await series(questioner, "Modality=MR", level="STUDY") == ["1", "2", "3"]
+    assert "(studies alone); more may come than was meant" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["ModalitiesInStudy=MR\\PR", "StudyDescription=MR", "Rows=512"])
 async def test_what_the_peer_says_nothing_of_is_a_warning(
     typed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["COMMON_CLASSES", "FindFailed", "Questioner", "storage_contexts"]
 
 _SOP_CLASS: Final = 0x00080016
+_MODALITY: Final = 0x00080060
+_MODALITIES_IN_STUDY: Final = 0x00080061
 _SOP_CLASSES_IN_STUDY: Final = 0x00080062
 _AVAILABLE_TRANSFER_SYNTAX: Final = 0x00083002
 
@@ -184,7 +186,7 @@ class Questioner:
                 "level: asked level by level"
             )
             return await self._descend(typed, keys)
-        return [self._completed(typed, match) for match in self._meant(level, keys, found)]
+        return await self._meant(typed, keys, found)
 
     async def _descend(self, typed: Identifier, keys: TypedKeys) -> list[dict[int, str]]:
         """The same from the highest level that has such keys, each level by the unique keys above."""
@@ -215,8 +217,11 @@ class Questioner:
             units = list({match[key]: match for match in found if key in match}.values())
         return found
 
-    def _meant(self, level: str, keys: TypedKeys, found: list[Dataset]) -> list[Dataset]:
-        """The matches that do not contradict what was typed."""
+    async def _meant(
+        self, typed: Identifier, keys: TypedKeys, found: list[Dataset]
+    ) -> list[dict[int, str]]:
+        """The unique keys of the matches that do not contradict what was typed."""
+        level = level_of(typed)
         contradicted = [keys.contradicted(match) for match in found]
         kept = [match for match, wrong in zip(found, contradicted, strict=True) if not wrong]
         if len(kept) < len(found):
@@ -224,18 +229,52 @@ class Questioner:
                 f"warning: the peer's matches at {level} level whose {_names(*contradicted)} is not "
                 "what was typed are left out"
             )
+        single = {tag: uid for tag, uid in unique_keys_of(typed).items() if is_single(uid)}
+        matches = [single | unique_keys(match) for match in kept]
         unsaid = keys.unsaid(kept)
-        if kept and unsaid and not self._relational:
+        if not matches or not unsaid or self._relational:
+            return matches
+        below = self._keys_below(typed, unsaid)
+        if below:
+            matches = await self._holding(level, matches, below)
+        unsaid -= {*below, *([_MODALITIES_IN_STUDY] if _MODALITY in below else ())}
+        if unsaid:
             self._console.warn_once(
                 f"warning: the peer does not show that it matches {_names(unsaid)} at {level} level: "
                 "more may come than was meant"
             )
-        return kept
+        return matches
 
-    @staticmethod
-    def _completed(typed: Identifier, match: Dataset) -> dict[int, str]:
-        single = {tag: uid for tag, uid in unique_keys_of(typed).items() if is_single(uid)}
-        return single | unique_keys(match)
+    def _keys_below(self, typed: Identifier, unsaid: Iterable[int]) -> dict[int, Element]:
+        """Those of the keys that can be asked for one level below the one typed."""
+        levels = levels_of(self._model)
+        lower = levels[levels.index(level_of(typed)) + 1 :][:1]
+        found = {t: typed.elements[t] for t in unsaid if level_of_key(self._model, t) in lower}
+        modalities = typed.elements.get(_MODALITIES_IN_STUDY)
+        if lower == ("SERIES",) and _MODALITIES_IN_STUDY in unsaid and modalities is not None:
+            found.setdefault(_MODALITY, Element(_MODALITY, "CS", modalities.text))
+        # Several values of what is no UID are no key of the standard's (PS3.4 §C.2.2.2).
+        return {t: e for t, e in found.items() if e.vr == "UI" or "\\" not in e.text}
+
+    async def _holding(
+        self, level: str, matches: list[dict[int, str]], keys: dict[int, Element]
+    ) -> list[dict[int, str]]:
+        """The matches below which something has these keys."""
+        levels = levels_of(self._model)
+        held = []
+        for match in matches:
+            query = Identifier(dict(keys))
+            query.put(QUERY_RETRIEVE_LEVEL, levels[levels.index(level) + 1], "CS")
+            for name in levels[: levels.index(level) + 1]:
+                if UNIQUE_KEYS[name] in match:
+                    query.put(UNIQUE_KEYS[name], match[UNIQUE_KEYS[name]], vr_of(UNIQUE_KEYS[name]))
+            try:
+                if await self.matches(query):
+                    held.append(match)
+            except FindFailed as error:
+                self._console.warn(f"warning: {error}; more may come than was meant")
+                return matches
+        return held
 
     async def split(self, units: list[Identifier], parts: int) -> list[Identifier]:
         """The units in at least `parts` smaller ones, as far as there are levels below."""

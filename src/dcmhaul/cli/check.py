@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from dcmhaul.cli.options import key_options, metrics_option, network_options, verb
+from dcmhaul.cli.options import (
+    key_options,
+    metrics_option,
+    network_options,
+    own_scp_options,
+    verb,
+)
 
 if TYPE_CHECKING:
     from dcmhaul.cli.session import NetworkOptions, Session
@@ -29,6 +35,7 @@ peers state; where these differ or are missing, the instances are counted.
 Examples:
   dcmhaul check OLD@10.1.2.3:104 NEW@10.1.2.4:104 -k StudyDate=2024
   dcmhaul check old ./backup --digest --json
+  dcmhaul check old new --digest +P 11112 -aet OURS
 """
 
 
@@ -43,6 +50,7 @@ Examples:
 )
 @click.option("--all", "everything", is_flag=True, help="Print what is the same, too.")
 @click.option("--digest", is_flag=True, help="Read every instance from both ends, and compare.")
+@own_scp_options
 @network_options(called=False)
 @metrics_option
 @click.argument("source", metavar="SRC")
@@ -56,6 +64,8 @@ def command(
     level: str,
     everything: bool,
     digest: bool,
+    port: str | None,
+    bind: str | None,
     metrics: str | None,
 ) -> None:
     """Compare what SRC and DST hold, study by study."""
@@ -64,6 +74,7 @@ def command(
     from dcmhaul.cli.migrate import side_of, study_filter
     from dcmhaul.cli.models import quiet_pydicom
     from dcmhaul.cli.network import socket_options, timeouts
+    from dcmhaul.cli.ownscp import read_back_options
     from dcmhaul.config import DEFAULT_AE_TITLE
     from dcmhaul.migrate.check import CheckOptions
 
@@ -80,6 +91,7 @@ def command(
         pdu_length_max=network.pdu_length_announced,
         timeouts=timeouts(network),
         socket_options=socket_options(network),
+        receive=read_back_options(session, network, port, bind, "" if digest else "--digest"),
     )
     trio.run(partial(_run, session, options, everything, metrics))
 

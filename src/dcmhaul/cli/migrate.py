@@ -17,6 +17,7 @@ from dcmhaul.cli.options import (
     ledger_url,
     metrics_option,
     network_options,
+    own_scp_options,
     verb,
 )
 from dcmhaul.cli.output import (
@@ -55,6 +56,7 @@ once; nothing is lost either way.
 Examples:
   dcmhaul migrate OLD@10.1.2.3:104 NEW@10.1.2.4:104 -k StudyDate=20240101-
   dcmhaul migrate old ./backup --job backup --verify digest:10%
+  dcmhaul migrate old new --verify digest +P 11112 -aet OURS
 """
 
 
@@ -90,6 +92,7 @@ Examples:
     "[100] of the instances say, read back.",
 )
 @ledger_option
+@own_scp_options
 @click.option("--dry-run", is_flag=True, help="Plan only: nothing is moved, nothing is kept.")
 @network_options(called=False, send=True)
 @metrics_option
@@ -106,6 +109,8 @@ def command(
     window: int,
     verify: str,
     ledger: str | None,
+    port: str | None,
+    bind: str | None,
     dry_run: bool,
     metrics: str | None,
 ) -> None:
@@ -114,6 +119,7 @@ def command(
 
     from dcmhaul.cli.models import quiet_pydicom
     from dcmhaul.cli.network import socket_options, timeouts
+    from dcmhaul.cli.ownscp import read_back_options
     from dcmhaul.migrate.plan import MigrateOptions, parse_verification
 
     session.summary = {"instances": 0, "failed": 0, "skipped": 0, "bytes": 0}
@@ -141,6 +147,9 @@ def command(
         pdu_length_send_max=network.pdu_length_send_max or 0,
         timeouts=timeouts(network),
         socket_options=socket_options(network),
+        receive=read_back_options(
+            session, network, port, bind, "" if level == "digest" else "--verify digest"
+        ),
     )
     trio.run(partial(_run, session, options, metrics))
 

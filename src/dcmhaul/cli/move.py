@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -144,20 +145,16 @@ def command(
     if not port:
         trio.run(moving.run, typed)
         return
-    from dcmhaul.cli.ownscp import OwnScp
-    from dcmhaul.cli.server import listening_port
+    from dcmhaul.cli.ownscp import OwnScp, receive_options
     from dcmhaul.engine.arrivals import Arrivals
 
-    number = listening_port(port)
+    options = receive_options(session, settings.network, port, bind, moving.destination)
     with ExitStack() as stack:
         sinks = None if discard else folder_sinks(session, folder or ".", mode or "none", stack)
         moving.own = OwnScp(
             retrieval,
             Arrivals(sinks, title),
-            ae_title=moving.destination,
-            host=(bind or "0.0.0.0").strip("[]"),
-            port=number,
-            syntaxes=accepted_syntaxes(prefer),
+            replace(options, transfer_syntaxes=accepted_syntaxes(prefer)),
             folder=None if discard else folder or ".",
         )
         trio.run(moving.run, typed)
@@ -273,18 +270,15 @@ class _Move:
         retrieval = self.retrieval
         identifier, expected = unit
         studies = identifier.text(UNIQUE_KEYS["STUDY"]).split("\\")
-        delivery = own.arrivals.begin(expected, filter(None, studies))
-        association.message_ids.continue_with(delivery.message_id)
-        try:
-            response, cancelled = await self._request(
-                association, identifier, None, seconds=OWN_SCP_SECONDS, delivery=delivery
-            )
-            await own.settled(delivery, response)
-        except DcmhaulError:
-            retrieval.count.failed += len(delivery.missing)
-            raise
-        finally:
-            own.arrivals.end(delivery)
+        with own.arrivals.delivery(association, expected, filter(None, studies)) as delivery:
+            try:
+                response, cancelled = await self._request(
+                    association, identifier, None, seconds=OWN_SCP_SECONDS, delivery=delivery
+                )
+                await own.settled(delivery, response)
+            except DcmhaulError:
+                retrieval.count.failed += len(delivery.missing)
+                raise
         retrieval.judge(response, len(delivery.refused), cancelled=cancelled)
         if not (cancelled or retrieval.stop.requested):
             self._compare(delivery, response)

@@ -257,6 +257,23 @@ def metrics_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def own_scp_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`+P` and `--bind` of a verb that reads back; both None where they were not typed."""
+    for option in (
+        click.option("--bind", metavar="ADDR", help="Address for +P [default: 0.0.0.0]."),
+        click.option(
+            "+P",
+            "--port",
+            "port",
+            metavar="PORT",
+            help="Listen here for what a peer without C-GET is asked to send by C-MOVE to our -aet, so "
+            "that contents can be compared; 0 takes a free port.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def ledger_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--ledger`; None where it was not typed."""
     return click.option(

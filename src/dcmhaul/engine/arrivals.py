@@ -8,6 +8,7 @@ what a shortfall means.
 from __future__ import annotations
 
 import zlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,7 +24,7 @@ from dcmhaul.wire._elements import ElementFault, ElementWalker
 from dcmhaul.wire.part10 import clean_uid, is_deflated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from dcmhaul.net import Association, DatasetSlices
     from dcmhaul.objects.instances import IncomingInstance, SinkFactory, StorageSink, StoreReply
@@ -147,6 +148,21 @@ class Arrivals:
     def end(self, delivery: Delivery) -> None:
         """What still comes for it is nobody's."""
         del self._running[delivery.message_id]
+
+    @contextmanager
+    def delivery(
+        self,
+        association: Association,
+        expected: frozenset[str] | None = None,
+        studies: Iterable[str] = (),
+    ) -> Iterator[Delivery]:
+        """`begin` and `end` around the C-MOVE that goes out next on this association."""
+        delivery = self.begin(expected, studies)
+        association.message_ids.continue_with(delivery.message_id)
+        try:
+            yield delivery
+        finally:
+            self.end(delivery)
 
     def began(self) -> None:
         """A dataset has begun to arrive."""

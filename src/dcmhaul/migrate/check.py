@@ -34,6 +34,7 @@ from dcmhaul.migrate.plan import check_filter, text_path
 from dcmhaul.migrate.readback import (
     CannotBeRead,
     FolderReader,
+    MoveReads,
     PeerReader,
     Reader,
     Reading,
@@ -51,6 +52,7 @@ from dcmhaul.wire.items import PresentationContextRq
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from dcmhaul.engine.destination import ReceiveOptions
     from dcmhaul.engine.planning import ExpectedInstance
     from dcmhaul.migrate.plan import Endpoint
     from dcmhaul.migrate.tables import StudyListing
@@ -74,7 +76,9 @@ ENDS: Final = ("SRC", "DST")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """One comparison. filter: keys of the STUDY level. digest: at IMAGE level, contents too."""
+    """One comparison. filter: keys of the STUDY level. digest: at IMAGE level, contents too. receive: as
+    MigrateOptions has it.
+    """
 
     source: Endpoint
     destination: Endpoint
@@ -86,6 +90,7 @@ class CheckOptions:
     window: int = 8
     timeouts: Timeouts = field(default_factory=Timeouts)
     socket_options: SocketOptions = field(default_factory=SocketOptions)
+    receive: ReceiveOptions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,12 +147,17 @@ async def check(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dcmhaul-check-"))
         spool = stack.enter_context(closing(StudySpool(Path(folder))))
         services = await stack.enter_async_context(flat_nursery())
+        moves: MoveReads | None = None
+        if options.receive is not None and options.digest:
+            title, seconds = options.calling_ae_title, options.timeouts.dimse
+            moves = MoveReads(title, options.receive, settle_seconds=seconds)
+            await stack.enter_async_context(moves.serving(observer or NullObserver()))
         ends: list[_End] = []
         for number, endpoint in enumerate((options.source, options.destination)):
             if isinstance(endpoint, Path):
                 ends.append(_FolderEnd(number, endpoint, options, spool, count))
             else:
-                peer = _PeerEnd(number, endpoint, options, spool, observer or NullObserver())
+                peer = _PeerEnd(number, endpoint, options, spool, observer or NullObserver(), moves)
                 services.start_soon(peer.queries.serve)
                 ends.append(peer)
         async with flat_nursery() as nursery:
@@ -176,7 +186,7 @@ class _End(Protocol):
 
 
 class _PeerEnd:
-    """A peer, asked by C-FIND, read by C-GET."""
+    """A peer, asked by C-FIND, read by C-GET or by C-MOVE to us."""
 
     def __init__(
         self,
@@ -185,6 +195,7 @@ class _PeerEnd:
         options: CheckOptions,
         spool: StudySpool,
         observer: Observer,
+        moves: MoveReads | None,
     ) -> None:
         self._number = number
         self._options = options
@@ -217,7 +228,7 @@ class _PeerEnd:
         self.queries = SharedAssociations(pool(WORKERS), request)
         reading = pool(READERS)
         reading.health = replace(reading.health, reached=True)  # by questions, before
-        self.reader: Reader = PeerReader(reading, title, options)
+        self.reader: Reader = PeerReader(reading, title, options, moves)
 
     async def list_studies(self) -> None:
         async def ask(association: Association) -> None:

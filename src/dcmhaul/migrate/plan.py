@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from pydicom import Dataset
 from pydicom.datadict import keyword_for_tag
@@ -20,6 +20,9 @@ from dcmhaul.archive.attributes import BY_TAG, Level
 from dcmhaul.config import Peer
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.net.types import SocketOptions, Timeouts
+
+if TYPE_CHECKING:
+    from dcmhaul.engine.destination import ReceiveOptions
 
 __all__ = [
     "Endpoint",
@@ -68,7 +71,8 @@ class MigrateOptions:
     may be outstanding on one association. verify: what must hold at the destination afterwards;
     verify_percent: how many of the instances `digest` reads back.
     pdu_length_max: what we announce, in bytes. pdu_length_send_max: what we send at most, 0 = the
-    peer's maximum.
+    peer's maximum. receive: where a peer without C-GET sends what `digest` reads back, by C-MOVE to our
+    calling_ae_title; None where it cannot.
     """
 
     source: Endpoint
@@ -86,6 +90,7 @@ class MigrateOptions:
     pdu_length_send_max: int = 0
     timeouts: Timeouts = field(default_factory=Timeouts)
     socket_options: SocketOptions = field(default_factory=SocketOptions)
+    receive: ReceiveOptions | None = None
 
     @property
     def compares_content(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -39,7 +39,7 @@ from dcmhaul.migrate.plan import (
     satisfies,
     text_path,
 )
-from dcmhaul.migrate.readback import FolderReader, PeerReader, Reader
+from dcmhaul.migrate.readback import FolderReader, MoveReads, PeerReader, Reader
 from dcmhaul.migrate.report import MigrationSummary, Progress, summarise
 from dcmhaul.migrate.study import Next, StudyWork, make_work
 from dcmhaul.migrate.tables import (
@@ -183,6 +183,13 @@ class _Migration:
         self._source_queries = self._queries(options.source)
         self._destination_queries = self._queries(options.destination)
         self._tracker.pools = [p for p in (self._source_pool, self._destination_pool) if p]
+        self._moves: MoveReads | None = None
+        if options.receive is not None and options.verify == "digest" and not options.dry_run:
+            self._moves = MoveReads(
+                options.calling_ae_title,
+                options.receive,
+                settle_seconds=options.timeouts.dimse,
+            )
         self._verifier = self._make_verifier()
 
     def _make_verifier(self) -> Verifier:
@@ -212,7 +219,7 @@ class _Migration:
         assert pool is not None
         # Something was moved or asked before: a refusal now is no reason to give up at once.
         pool.health = replace(pool.health, reached=True)
-        return PeerReader(pool, _title(endpoint), self.options)
+        return PeerReader(pool, _title(endpoint), self.options, self._moves)
 
     def _pool(self, endpoint: Peer | Path, size: int) -> AssociationPool | None:
         if isinstance(endpoint, Path):
@@ -341,7 +348,8 @@ class _Migration:
         )
 
     async def _stages(self) -> None:
-        async with flat_nursery() as services:
+        own = nullcontext() if self._moves is None else self._moves.serving(self._observer)
+        async with own, flat_nursery() as services:
             for queries in (self._source_queries, self._destination_queries):
                 if queries is not None:
                     services.start_soon(queries.serve)

@@ -57,6 +57,7 @@ __all__ = [
     "RelayWorker",
     "SendWorker",
     "get_request",
+    "move_request",
     "store_request",
 ]
 
@@ -116,6 +117,19 @@ def get_request(title: str, options: RequestOptions, pairs: Pairs) -> Associatio
         pdu_length_max=options.pdu_length_max,
         window=options.window,
         roles=storage_roles(sop_class for sop_class, _ in pairs),
+    )
+
+
+def move_request(title: str, options: RequestOptions) -> AssociationRequest:
+    """The proposal to a peer that is to send elsewhere: C-MOVE alone."""
+    move = PresentationContextRq(
+        context_id=1, abstract_syntax=uids.STUDY_ROOT_MOVE, transfer_syntaxes=_QUERY_SYNTAXES
+    )
+    return AssociationRequest(
+        called_ae_title=title,
+        calling_ae_title=options.calling_ae_title,
+        contexts=(move,),
+        pdu_length_max=options.pdu_length_max,
     )
 
 

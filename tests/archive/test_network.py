@@ -250,7 +250,7 @@ async def test_every_model_is_found_in_and_given_out(
             assert fetched == (0, expected, 0)
 
 
-async def test_the_worklist_is_empty(tmp_path: Path) -> None:
+async def test_a_worklist_without_items(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as served:
         worklist = QueryModel.WORKLIST
         step = [query(Modality="CT", ScheduledProcedureStepStartDate="20240101")]

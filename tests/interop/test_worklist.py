@@ -1,4 +1,5 @@
-"""The modality worklist as SCU: DCMTK's wlmscpfs and Orthanc's worklist plugin."""
+"""The modality worklist: our SCU with DCMTK's wlmscpfs, Orthanc's worklist plugin and our archive, which
+serves the files of wlmscpfs as they lie there and is asked by findscu, too."""
 
 from __future__ import annotations
 
@@ -7,16 +8,23 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dcmhaul.cli import main
 from tests.interop import peers
+from tests.net.test_cli import process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import TypeAlias
+
+    from tests.net.test_cli import Process
+
+    Addressed: TypeAlias = peers.Server | Process
 
 pytestmark = pytest.mark.filterwarnings("ignore::BytesWarning")
 
@@ -77,13 +85,24 @@ def orthanc_worklists(tmp_path_factory: pytest.TempPathFactory) -> Iterator[peer
         yield server
 
 
-@pytest.fixture(params=["wlmscpfs", "orthanc_worklists"])
-def worklist(request: pytest.FixtureRequest) -> peers.Server:
-    server: peers.Server = request.getfixturevalue(request.param)
+@pytest.fixture(scope="module")
+def archive(wlmscpfs: peers.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """Our archive with the very files of wlmscpfs."""
+    assert wlmscpfs.folder is not None
+    words = ("--dir", tmp_path_factory.mktemp("archive"), "--port", "0", "--aet", "RIS")
+    options = ("--worklist", wlmscpfs.folder.parent, "--bind", "127.0.0.1", "--durable", "none")
+    with process("archive", *words, *options, "-v") as running:
+        yield running
+        assert running.process.poll() is None
+
+
+@pytest.fixture(params=["wlmscpfs", "orthanc_worklists", "archive"])
+def worklist(request: pytest.FixtureRequest) -> Addressed:
+    server: Addressed = request.getfixturevalue(request.param)
     return server
 
 
-def test_echo(worklist: peers.Server) -> None:
+def test_echo(worklist: Addressed) -> None:
     assert main(["echo", "-q", worklist.address]) == 0
 
 
@@ -96,7 +115,7 @@ CT_IN_JANUARY = (
 
 
 def find(
-    capsys: pytest.CaptureFixture[str], server: peers.Server, *arguments: str | Path
+    capsys: pytest.CaptureFixture[str], server: Addressed, *arguments: str | Path
 ) -> tuple[int, list[str], str]:
     """Code, sorted lines of stdout, stderr."""
     capsys.readouterr()
@@ -106,7 +125,7 @@ def find(
 
 
 def test_keys_in_items_and_a_range_of_dates(
-    worklist: peers.Server, capsys: pytest.CaptureFixture[str]
+    worklist: Addressed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, lines, err = find(capsys, worklist, *CT_IN_JANUARY)
     assert (code, err) == (0, "")
@@ -118,7 +137,7 @@ def test_keys_in_items_and_a_range_of_dates(
     ]
 
 
-def test_dicom_json(worklist: peers.Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dicom_json(worklist: Addressed, capsys: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = find(capsys, worklist, *CT_IN_JANUARY, "--json")
     first, second, summary = map(json.loads, lines)
     assert (code, summary["type"], summary["matches"]) == (0, "summary", 2)
@@ -130,7 +149,7 @@ def test_dicom_json(worklist: peers.Server, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_table_on_a_terminal(
-    worklist: peers.Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    worklist: Addressed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dcmhaul.cli.output.Answer.is_terminal", True)
     code, lines, _ = find(capsys, worklist, "-k", "PatientName=M*", "-k", f"{STEP}.Modality")
@@ -139,7 +158,7 @@ def test_a_table_on_a_terminal(
 
 
 def test_a_dump_asks_the_same(
-    worklist: peers.Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    worklist: Addressed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As DCMTK's own example queries are written, and as dcmdump prints them from a file."""
     path = tmp_path / "query.dump"
@@ -165,7 +184,7 @@ def test_a_dump_asks_the_same(
     assert find(capsys, worklist, path) == (0, expected, "")
 
 
-def test_nothing_matches(worklist: peers.Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_matches(worklist: Addressed, capsys: pytest.CaptureFixture[str]) -> None:
     assert find(capsys, worklist, "-k", "PatientName=NOBODY") == (4, ["PatientName"], "")
 
 
@@ -202,3 +221,105 @@ def test_no_key_at_all(wlmscpfs: peers.Server, capsys: pytest.CaptureFixture[str
     assert code == 3
     assert err.splitlines()[0] == "warning: no key is asked for; -k PatientName is one"
     assert "aborted" in err.splitlines()[1]
+
+
+# -- the same files, two servers --------------------------------------------------------------------
+
+# Keys that wlmscpfs matches; ours matches others, too, names in any case, and wild cards in Patient ID.
+QUERIES = {
+    "everything": ("-k", "PatientName", "-k", f"{STEP}.Modality"),
+    "a name": ("-k", "PatientName=HEAD^EXP2"),
+    "a wild card": ("-k", "PatientName=HEAD*", "-k", "PatientID"),
+    "one character": ("-k", "PatientName=?EAD*", "-k", "PatientID"),
+    "a modality": ("-k", f"{STEP}.Modality=MR", "-k", "AccessionNumber"),
+    "a station": ("-k", f"{STEP}.ScheduledStationAETitle=CT01", "-k", "PatientID"),
+    "a day": ("-k", f"{STEP}.ScheduledProcedureStepStartDate=20260105", "-k", "PatientID"),
+    "from a day": ("-k", f"{STEP}.ScheduledProcedureStepStartDate=20260106-", "-k", "PatientID"),
+    "to a day": ("-k", f"{STEP}.ScheduledProcedureStepStartDate=-20260120", "-k", "PatientID"),
+    "days": ("-k", f"{STEP}.ScheduledProcedureStepStartDate=20260106-20260228", "-k", "PatientID"),
+    "times": ("-k", f"{STEP}.ScheduledProcedureStepStartTime=0700-0900", "-k", "PatientID"),
+    "no such time": ("-k", f"{STEP}.ScheduledProcedureStepStartTime=0900-1000", "-k", "PatientID"),
+    "both ranges": (
+        *("-k", f"{STEP}.ScheduledProcedureStepStartDate=20260104-20260120", "-k", "PatientID"),
+        *("-k", f"{STEP}.ScheduledProcedureStepStartTime=2000-0700"),
+    ),
+    "two keys": (
+        *("-k", f"{STEP}.Modality=CT", "-k", f"{STEP}.ScheduledStationAETitle=CT02"),
+        *("-k", "RequestedProcedureID"),
+    ),
+    "two keys that no step meets": (
+        *("-k", f"{STEP}.Modality=MR", "-k", f"{STEP}.ScheduledStationAETitle=CT02"),
+        *("-k", "RequestedProcedureID"),
+    ),
+    "returned alone": (
+        *(
+            "-k",
+            "StudyInstanceUID",
+            "-k",
+            "RequestedProcedureDescription",
+            "-k",
+            "PatientBirthDate",
+        ),
+        *(
+            "-k",
+            f"{STEP}.ScheduledProcedureStepID",
+            "-k",
+            f"{STEP}.ScheduledPerformingPhysicianName",
+        ),
+        *("-k", "(0032,1064)[0].0008,0102", "-k", "(0032,1064)[0].0008,0104"),
+    ),
+    "a patient": ("-k", "PatientID=P4", "-k", "PatientName", "-k", "PatientSex"),
+}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_the_matches_of_wlmscpfs(
+    query: str, wlmscpfs: peers.Server, archive: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = find(capsys, wlmscpfs, *QUERIES[query])
+    assert find(capsys, archive, *QUERIES[query]) == expected
+    assert expected[0] in (0, 4)
+
+
+@pytest.mark.parametrize("syntax", ["-xe", "-xb", "-xi"])
+@pytest.mark.parametrize("query", QUERIES)
+def test_findscu_is_told_the_same(
+    query: str, syntax: str, wlmscpfs: peers.Server, archive: Process, tmp_path: Path
+) -> None:
+    told = []
+    for server in (wlmscpfs, archive):
+        folder = tmp_path / str(server.port)
+        folder.mkdir()
+        where = ("-aec", "RIS", "127.0.0.1", str(server.port))
+        keys = [re.sub(r"^\(0032,1064\)", "0032,1064", word) for word in QUERIES[query]]
+        peers.run_tool("findscu", "-W", syntax, *keys, "-X", "-od", folder, *where, check=True)
+        found = [dcmread(path, force=True) for path in sorted(folder.glob("*.dcm"))]
+        texts = [one.to_json_dict() | {"00080005": ""} for one in found]
+        told.append(sorted(json.dumps(one, sort_keys=True) for one in texts))
+    assert told[0] == told[1]
+
+
+def test_findscu_cancels(archive: Process) -> None:
+    where = ("-aec", "RIS", "127.0.0.1", str(archive.port))
+    done = peers.run_tool("findscu", "-v", "-W", "--cancel", "1", "-k", "PatientName", *where)
+    assert done.returncode == 0
+    assert re.search(r"Received Final Find Response \((Cancel|Success)", done.stdout)
+
+
+def test_a_new_file_is_there_for_both(
+    wlmscpfs: peers.Server, archive: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wlmscpfs.folder is not None
+    old = wlmscpfs.folder / "item1.wl"
+    new = wlmscpfs.folder / "new.wl"
+    made = dcmread(old)
+    made.PatientID = "P9"
+    made.save_as(new)
+    (wlmscpfs.folder / "broken.wl").write_bytes(old.read_bytes()[:-7])
+    try:
+        for server in (wlmscpfs, archive):
+            code, lines, _ = find(capsys, server, "-k", "PatientID=P9")
+            assert (code, lines) == (0, ["P9", "PatientID"])
+    finally:
+        new.unlink()
+        (wlmscpfs.folder / "broken.wl").unlink()

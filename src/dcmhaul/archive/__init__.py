@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dcmhaul.archive.moves import MoveDestination, MovePolicy, MoveStatistics, OutgoingMoves
     from dcmhaul.archive.recovery import RecoveryReport
     from dcmhaul.archive.scp import Archive, ArchiveStatistics, open_archive
+    from dcmhaul.archive.worklist import Worklist
 
 __all__ = [
     "Archive",
@@ -24,6 +25,7 @@ __all__ = [
     "OutgoingMoves",
     "RecoveryReport",
     "Totals",
+    "Worklist",
     "open_archive",
 ]
 
@@ -36,6 +38,7 @@ _MODULES = {
     "MoveStatistics": "moves",
     "OutgoingMoves": "moves",
     "RecoveryReport": "recovery",
+    "Worklist": "worklist",
 }
 
 

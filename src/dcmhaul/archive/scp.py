@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from dcmhaul.archive import index
-from dcmhaul.archive.attributes import SOP_INSTANCE_UID, Level
+from dcmhaul.archive.attributes import SOP_INSTANCE_UID
 from dcmhaul.archive.identifier import (
     InvalidIdentifier,
     MismatchedIdentifier,
-    parse_identifier,
 )
 from dcmhaul.archive.importing import ImportSummary, import_files
 from dcmhaul.archive.index import Added, Addition, Duplicates, Index, Object, Totals
@@ -30,6 +29,7 @@ from dcmhaul.archive.recovery import RecoveryReport, recover
 from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
 from dcmhaul.archive.store import Refused, Store, StoredInstance, check_uids
 from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
+from dcmhaul.archive.worklist import Worklist
 from dcmhaul.database import (
     CommitFailed,
     Database,
@@ -127,8 +127,10 @@ class Archive:
         strict: bool,
         report: Callable[[str], None],
         moves: OutgoingMoves,
+        worklist: Worklist,
     ) -> None:
         self.ae_title = ae_title
+        self.worklist = worklist
         self.durability = durability
         self.recovery = RecoveryReport()
         self._database = database
@@ -169,7 +171,12 @@ class Archive:
                 matches_max=matches_max,
                 options=FIND_OPTIONS,
             ),
-            FindScp(_no_matches, encoded=True, models=(QueryModel.WORKLIST,)),
+            FindScp(
+                self.worklist.find,
+                encoded=True,
+                models=(QueryModel.WORKLIST,),
+                matches_max=matches_max,
+            ),
             GetScp(self.select, encoded=True, models=models, extra_classes=extra, relational=True),
             MoveScp(self.select, self._moves, encoded=True, models=models, relational=True),
         ]
@@ -434,12 +441,14 @@ async def open_archive(
     strict: bool = False,
     report: Callable[[str], None] = _unreported,
     moves: OutgoingMoves | None = None,
+    worklist: Worklist | None = None,
 ) -> AsyncIterator[Archive]:
     """Opens the archive in `directory`, which is made if missing, and recovers from a kill.
 
     database_url: where the index is; by default `index.db` in the folder. duplicates: other bytes
     under a UID that is held; `report` gets a line for each, without anything of a patient. strict:
     queries must name level and unique keys. moves: what a C-MOVE may send to; without it nothing is.
+    worklist: what a modality worklist query finds; without it the items that are put into `archive.worklist`.
     ConfigurationError where another process has it open,
     or it cannot be used.
     """
@@ -472,6 +481,7 @@ async def open_archive(
                 strict=strict,
                 report=report,
                 moves=moves or OutgoingMoves(ae_title=ae_title),
+                worklist=worklist or Worklist(),
             )
             await archive._start()
             yield archive
@@ -515,19 +525,6 @@ def _named(places: Sequence[Place], connection: Connection) -> set[Place]:
 
 def _page(query: FindQuery, pks: Sequence[int], connection: Connection) -> list[bytes]:
     return query.page(connection, pks)
-
-
-async def _no_matches(
-    _model: QueryModel, identifier: EncodedIdentifier, _calling_ae_title: str
-) -> AsyncGenerator[bytes, None]:
-    """A worklist without entries; QueryRefused for what is no identifier. A level says nothing."""
-    await _refusing(
-        identifier,
-        partial(parse_identifier, identifier.data, tuple(Level), identifier.transfer_syntax),
-    )
-    entries: tuple[bytes, ...] = ()
-    for entry in entries:
-        yield entry
 
 
 async def _refusing(identifier: EncodedIdentifier, make: Callable[[], T]) -> T:

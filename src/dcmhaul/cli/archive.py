@@ -50,6 +50,11 @@ moved or removed; --duplicates holds for them, too. A file that has gone since i
 told at the start, and then in the answer to whoever retrieves it.
 
 \b
+--worklist answers modality worklist queries from files, which are read anew when
+they change: DIR/AET/*.wl as for DCMTK's wlmscpfs, else DIR/*.wl. A file that
+holds no item is told in a line, and the others are served.
+
+\b
 SIGINT and SIGTERM end it with exit code 0. Port 0 takes a free port and
 prints it.
 
@@ -84,6 +89,11 @@ Example:
     metavar="DIR",
     help="Index the files below DIR where they lie, first of all; repeatable.",
 )
+@click.option(
+    "--worklist",
+    metavar="DIR",
+    help="Worklist items: the *.wl of DIR, or of its folder named like --aet.",
+)
 @click.option("--database", metavar="URL", help="SQLAlchemy URL of the index.")
 @click.option(
     "--durable",
@@ -114,6 +124,7 @@ def command(
     peers: tuple[str, ...],
     aliases: tuple[str, ...],
     imports: tuple[str, ...],
+    worklist: str | None,
     database: str | None,
     durable: str,
     duplicates: str,
@@ -151,6 +162,7 @@ def command(
             folder=folder,
             destinations=_destinations(session, network, peers),
             imports=imports,
+            worklist=worklist,
             database=database,
             durable=durable,
             duplicates=duplicates,
@@ -244,12 +256,13 @@ async def _serve(
     folder: str,
     destinations: list[MoveDestination],
     imports: tuple[str, ...],
+    worklist: str | None,
     database: str | None,
     durable: str,
     duplicates: str,
     strict: bool,
 ) -> None:
-    from dcmhaul.archive import Duplicates, OutgoingMoves, open_archive
+    from dcmhaul.archive import Duplicates, OutgoingMoves, Worklist, open_archive
     from dcmhaul.net import Timeouts
     from dcmhaul.objects.paths import Durability
 
@@ -261,6 +274,7 @@ async def _serve(
         observer=server.observer_for,
         report=session.console.warn,
     )
+    items = Worklist(worklist, report=session.console.warn)
     async with open_archive(
         folder,
         ae_title=server.ae_title,
@@ -270,11 +284,15 @@ async def _serve(
         strict=strict,
         report=session.console.warn,
         moves=moves,
+        worklist=items,
     ) as archive:
         for line in archive.recovery.lines():
             session.console.warn(f"recovery: {line}")
         for indexed in imports:
             await _import(session, archive, indexed)
+        if worklist is not None:
+            found = await items.count(server.ae_title)
+            session.console.info(f"worklist {printable(worklist)}: {found} items")
         holds = archive.statistics().holds
         session.console.info(f"holds {holds.studies} studies, {holds.instances} instances")
         await server.serve(

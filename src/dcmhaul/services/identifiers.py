@@ -56,11 +56,13 @@ class EncodedIdentifier:
     """An identifier as it came, for those who read it without pydicom. Nothing in it is checked.
 
     extended: what was agreed for its SOP class by extended negotiation, as services/extended.py has it.
+    called_ae_title: the title that the association was opened to.
     """
 
     data: bytes
     transfer_syntax: str
     extended: bytes = b""
+    called_ae_title: str = ""
 
 
 _FAILED_SOP_INSTANCE_UID_LIST: Final = 0x00080058

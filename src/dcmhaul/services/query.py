@@ -356,6 +356,7 @@ async def read_encoded_identifier(
         data=data,
         transfer_syntax=context.transfer_syntax,
         extended=association.agreement.extended.get(context.abstract_syntax, b""),
+        called_ae_title=association.agreement.called_ae_title,
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from dcmhaul.cli import main
 from tests.interop import levels, peers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 FILES = Path(pydicom.data.__file__).parent / "test_files"
 PATHS = [FILES / "CT_small.dcm", FILES / "MR_small.dcm"]
@@ -61,11 +61,13 @@ class Odd:
     """What the SCP yields to a C-FIND, C-GET or C-MOVE, and what becomes of it on its way out.
 
     bend: gets the association and the message, and may change it; False: it does not leave.
+    agrees: what it answers to an extended negotiation item.
     """
 
     find: Callable[[Any], Iterator[Any]] = matches
     retrieve: Callable[[Any], Iterator[Any]] = both
     bend: Callable[[Any, Any], bool] = lambda _association, _message: True
+    agrees: Callable[[bytes], bytes] = lambda asked: asked
     destination: int = 0
 
     def move(self, event: Any) -> Iterator[Any]:
@@ -74,9 +76,19 @@ class Odd:
         yield from self.retrieve(event)
 
 
-@contextlib.contextmanager
-def running(odd: Odd) -> Iterator[str]:
-    """Its address."""
+@dataclass(kw_only=True)
+class Served:
+    """The SCP: its address, how it is odd at present, and the extended negotiation that it was asked for."""
+
+    address: str = ""
+    odd: Odd = field(default_factory=Odd)
+    asked: dict[str, bytes] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """One for all tests: a pynetdicom server takes half a second to end."""
+    scp = Served()
     ae = AE(ae_title="ODD")
     for operation in ("FIND", "GET", "MOVE"):
         ae.add_supported_context(levels.class_uid("-S", operation))
@@ -85,7 +97,7 @@ def running(odd: Odd) -> Iterator[str]:
         ae.add_supported_context(sop_class, syntax, scu_role=True, scp_role=True)
 
     def bend(event: Any) -> None:
-        association = event.assoc
+        association, odd = event.assoc, scp.odd
         send = association.dimse.send_msg
 
         def bent(message: Any, context_id: int) -> None:
@@ -94,16 +106,22 @@ def running(odd: Odd) -> Iterator[str]:
 
         association.dimse.send_msg = bent
 
+    def agree(event: Any) -> dict[str, bytes]:
+        scp.asked = event.app_info
+        return {uid: scp.odd.agrees(asked) for uid, asked in scp.asked.items()}
+
     handlers: list[Any] = [
         (evt.EVT_ACCEPTED, bend),
-        (evt.EVT_C_FIND, odd.find),
-        (evt.EVT_C_GET, odd.retrieve),
-        (evt.EVT_C_MOVE, odd.move),
+        (evt.EVT_SOP_EXTENDED, agree),
+        (evt.EVT_C_FIND, lambda event: scp.odd.find(event)),
+        (evt.EVT_C_GET, lambda event: scp.odd.retrieve(event)),
+        (evt.EVT_C_MOVE, lambda event: scp.odd.move(event)),
     ]
     server = ae.start_server((peers.LOOPBACK, 0), block=False, evt_handlers=handlers)
     assert server is not None  # where it does not block there is one
     try:
-        yield f"ODD@{peers.LOOPBACK}:{server.socket.getsockname()[1]}"  # type: ignore[union-attr]
+        scp.address = f"ODD@{peers.LOOPBACK}:{server.socket.getsockname()[1]}"  # type: ignore[union-attr]
+        yield scp
     finally:
         server.shutdown()
 
@@ -135,12 +153,20 @@ def counts(
     }
 
 
-def aborting(*, final: bool) -> Callable[[Any, Any], bool]:
-    """Instead of the final response, or of the first one."""
+# Would write a line of its own, and colours, on a terminal.
+RUDE = "no\r\n\x1b[31mdcmhaul: done"
+
+
+def ending(how: str, *, final: bool) -> Callable[[Any, Any], bool]:
+    """An abort or a release instead of the final response, or of the first one."""
 
     def bend(association: Any, message: Any) -> bool:
         if isinstance(message, RESPONSES) and (not final or message.Status not in PENDING):
-            association.abort()
+            if how == "abort":
+                association.abort()
+            else:
+                # Its own thread, which this is, would wait for itself in release().
+                association.acse.send_release()
             return False
         return True
 
@@ -162,15 +188,22 @@ def one_failed(_event: Any) -> Iterator[Any]:
 KEYS = ("-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.1")
 
 
-def run(
-    capsys: pytest.CaptureFixture[str], odd: Odd, verb: str, *words: str | Path
-) -> tuple[int, str, list[str]]:
-    """Exit code, stdout, and what stderr says beside where move listens."""
-    capsys.readouterr()
-    with running(odd) as address:
-        code = main([verb, address, *map(str, words)])
-    out, err = capsys.readouterr()
-    return code, out, [line for line in err.splitlines() if not line.startswith("listening on ")]
+Ask = Callable[..., tuple[int, str, list[str]]]
+
+
+@pytest.fixture
+def ask(served: Served, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Runs a verb; returns its exit code, stdout, and what stderr says beside where move listens."""
+
+    def run(odd: Odd, verb: str, *words: str | Path) -> tuple[int, str, list[str]]:
+        capsys.readouterr()
+        served.odd = odd
+        code = main([verb, served.address, *map(str, words)])
+        out, err = capsys.readouterr()
+        lines = [line for line in err.split("\n") if line and not line.startswith("listening on ")]
+        return code, out, lines
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -189,6 +222,21 @@ def run(
             1,
             "0xFE00 Cancel: matching ended after a cancel request",
         ),
+        (
+            Odd(
+                find=yielding((0xFF00, match()), (0x0000, None)),
+                bend=changed(final=True, Status=0x1234),
+            ),
+            6,
+            1,
+            "0x1234 a status that C-FIND does not define",
+        ),
+        (
+            Odd(find=yielding((0xC123, None)), bend=changed(final=True, ErrorComment=RUDE)),
+            6,
+            0,
+            "0xC123 Failed: unable to process",
+        ),
         (Odd(find=yielding((0x0000, None))), 4, 0, ""),
         (
             Odd(bend=changed(final=False, Identifier=None)),
@@ -203,42 +251,72 @@ def run(
             "match 1 cannot be read: ",
         ),
         (Odd(bend=changed(final=True, Identifier=lambda: BytesIO(encoded(match(2))))), 0, 1, ""),
-        (Odd(bend=aborting(final=True)), 5, 1, "the association was aborted by the application"),
-        (Odd(bend=aborting(final=False)), 3, 0, "the association was aborted by the application"),
+        (Odd(bend=ending("abort", final=True)), 5, 1, "was aborted by the application"),
+        (
+            Odd(bend=ending("release", final=True)),
+            5,
+            1,
+            "released the association instead of answering C-FIND",
+        ),
+        (Odd(bend=ending("abort", final=False)), 3, 0, "was aborted by the application"),
     ],
     ids=[
-        *("FF01", "B000", "FE00", "at once", "no identifier", "no dataset", "final identifier"),
-        *("abort half way", "abort at once"),
+        *("FF01", "B000", "FE00", "1234", "C123", "at once", "no identifier", "no dataset"),
+        *("final identifier", "abort half way", "release half way", "abort at once"),
     ],
 )
-def test_find(
-    odd: Odd, code: int, found: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    got, out, lines = run(capsys, odd, "find", *KEYS)
+def test_find(odd: Odd, code: int, found: int, said: str, ask: Ask) -> None:
+    got, out, lines = ask(odd, "find", *KEYS)
     assert (got, out) == (code, "StudyInstanceUID\n" + "1.2.1\n" * found), lines
     assert len(lines) == (1 if said else 0)
     assert said in "".join(lines)
+    assert "".join(lines).isprintable()
 
 
-def test_find_of_the_worklist(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("granted", "told"),
+    [(b"\1", "date-time matching, fuzzy matching of person names"), (b"\1\1\1\0", ""), (b"", "")],
+    ids=["one byte", "all", "nothing"],
+)
+def test_extended_negotiation(granted: bytes, told: str, served: Served, ask: Ask) -> None:
+    odd = Odd(agrees=lambda _asked: granted)
+    options = ("--relational", "--date-time", "--fuzzy")
+    code, out, lines = ask(odd, "find", *KEYS, *options)
+    assert (code, out) == (0, "StudyInstanceUID\n1.2.1\n")
+    assert served.asked == {levels.class_uid("-S", "FIND"): b"\1\1\1"}
+    assert ("did not agree" in "".join(lines)) == (granted[:3] != b"\1\1\1"), lines
+    assert told in "".join(lines)
+
+
+@pytest.mark.parametrize("verb", ["get", "move"])
+def test_relational_retrieval(verb: str, tmp_path: Path, served: Served, ask: Ask) -> None:
+    odd = Odd()
+    words = [*KEYS, "--as-typed", "--relational", "-od", str(tmp_path)]
+    if verb == "move":
+        odd.destination = peers.free_port()
+        words += ["+P", str(odd.destination), "--bind", peers.LOOPBACK]
+    code, _, lines = ask(odd, verb, *words)
+    assert (code, lines, len(list(tmp_path.iterdir()))) == (0, [], 2)
+    assert served.asked == {levels.class_uid("-S", verb.upper()): b"\1"}
+
+
+def test_find_of_the_worklist(ask: Ask) -> None:
     item, step = Dataset(), Dataset()
     step.Modality = "CT"
     item.PatientName, item.ScheduledProcedureStepSequence = "HEAD^EXP1", [step]
     odd = Odd(find=yielding((0xFF00, item)))
     keys = ("-k", "PatientName", "-k", "ScheduledProcedureStepSequence[0].Modality=CT")
-    code, out, lines = run(capsys, odd, "find", "-W", *keys)
+    code, out, lines = ask(odd, "find", "-W", *keys)
     assert (code, out.splitlines()[1:], lines) == (0, ["HEAD^EXP1\tCT"], [])
 
 
-def test_a_find_whose_cancel_is_ignored_ends(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_find_whose_cancel_is_ignored_ends(monkeypatch: pytest.MonkeyPatch, ask: Ask) -> None:
     def for_ever(event: Any) -> Iterator[Any]:
         while event.assoc.is_established:
             yield 0xFF00, match()
 
     monkeypatch.setattr("dcmhaul.services.query.CANCEL_SECONDS", 0.1)
-    code, out, (line,) = run(capsys, Odd(find=for_ever), "find", *KEYS, "--cancel", "2")
+    code, out, (line,) = ask(Odd(find=for_ever), "find", *KEYS, "--cancel", "2")
     assert (code, out.count("1.2.1\n") >= 2) == (5, True)
     assert "(C-CANCEL time-out)" in line
     assert "goes on with the C-FIND all the same" in line
@@ -289,8 +367,37 @@ RETRIEVES = {
         "",
     ),
     "nothing": (Odd(retrieve=yielding(0)), 4, 0, 0, "nothing"),
-    "abort half way": (Odd(bend=aborting(final=True)), 5, 2, 0, "was aborted by the application"),
-    "abort before": (Odd(bend=aborting(final=False)), 5, 1, 0, "was aborted by the application"),
+    "abort half way": (Odd(bend=ending("abort", final=True)), 5, 2, 0, "was aborted by the"),
+    "abort before": (Odd(bend=ending("abort", final=False)), 5, 1, 0, "was aborted by the"),
+    "release half way": (
+        Odd(bend=ending("release", final=True)),
+        5,
+        2,
+        0,
+        "released the association within a C-",
+    ),
+    "1234": (Odd(bend=changed(final=True, Status=0x1234)), 6, 2, 0, "0x1234 a status that C-"),
+    "C123": (
+        Odd(bend=changed(final=True, Status=0xC123, ErrorComment=RUDE)),
+        6,
+        2,
+        0,
+        "0xC123 Failed: unable to process",
+    ),
+    "a list that is none": (
+        Odd(
+            retrieve=one_failed,
+            bend=changed(
+                final=True,
+                NumberOfRemainingSuboperations=None,
+                Identifier=lambda: BytesIO(b"\x08\0\x58\0odd"),
+            ),
+        ),
+        5,
+        1,
+        1,
+        "0xB000",
+    ),
 }
 
 
@@ -301,7 +408,7 @@ def test_get_and_move(
     verb: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    ask: Ask,
 ) -> None:
     monkeypatch.setattr("dcmhaul.cli.ownscp.SETTLE_SECONDS", 0.1)
     odd, code, files, failed, said = RETRIEVES[name]
@@ -309,9 +416,10 @@ def test_get_and_move(
     if verb == "move":
         odd.destination = peers.free_port()
         words += ["+P", str(odd.destination), "--bind", peers.LOOPBACK]
-    got, out, lines = run(capsys, odd, verb, *words)
+    got, out, lines = ask(odd, verb, *words)
     summary = json.loads(out.splitlines()[-1])
     assert (got, len(list(tmp_path.iterdir()))) == (code, files), lines
     assert (summary["instances"], summary["failed"]) == (files, failed)
     assert said in "\n".join(lines)
     assert bool(lines) is bool(said)
+    assert all(line.isprintable() for line in lines)

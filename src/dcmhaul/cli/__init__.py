@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ALIASES", "VERBS", "main"]
 
-# Verb -> what it does; the verb's module has the same name.
+# Verb -> what it does; the verb's module has the same name, those of DIMSE-N share one.
 VERBS = {
     "echo": "C-ECHO: is the peer there, and how fast does it answer",
     "find": "C-FIND: ask for patients, studies, series, instances or worklist items",
@@ -31,6 +31,12 @@ VERBS = {
     "send": "C-STORE: send files and folders",
     "receive": "Storage SCP: take instances into a folder, or discard them",
     "archive": "an embedded archive: stores, answers queries, sends back",
+    "n-create": "N-CREATE: make a SOP instance",
+    "n-set": "N-SET: change a SOP instance",
+    "n-get": "N-GET: ask for attributes of a SOP instance",
+    "n-action": "N-ACTION: have something done with a SOP instance",
+    "n-delete": "N-DELETE: delete a SOP instance",
+    "n-event-report": "N-EVENT-REPORT: tell of an event",
     "migrate": "move studies from one archive or folder to another",
     "check": "compare what two archives or folders hold",
     "jobs": "what a ledger knows of migrations: what ran, how far each is",
@@ -66,6 +72,10 @@ def _usage() -> str:
 
 
 def _load(name: str) -> Verb:
+    if name.startswith("n-"):
+        from dcmhaul.cli.normalized import commands
+
+        return commands[name]
     module = import_module(f"dcmhaul.cli.{ALIASES.get(name, name)}")
     command: Verb = module.command
     return command

@@ -20,7 +20,7 @@ from dcmhaul.cli.keys import (
     vr_of,
 )
 from dcmhaul.errors import ConfigurationError
-from dcmhaul.uids import EXPLICIT_VR_BIG_ENDIAN
+from dcmhaul.uids import EXPLICIT_VR_BIG_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN
 from dcmhaul.wire._elements import ElementFault, ElementWalker
 from dcmhaul.wire.part10 import is_deflated, parse_file_meta
 
@@ -37,18 +37,21 @@ _SEQUENCE_END = 0xFFFEE0DD
 
 _TAG = rb"\(([0-9A-Fa-f]{4}),([0-9A-Fa-f]{4})\)"
 _IS_DUMP = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s*#[^\n]*\n|\s)*" + _TAG)
+_IS_JSON = re.compile(rb"\s*[\[{]")
 _LINE = re.compile(_TAG + rb"\s*(?:([A-Z]{2}|[a-z]{2}|\?\?|-)(?=\s|$))?\s*(.*)")
 _HEXADECIMAL = re.compile(rb"[0-9A-Fa-f]{2}(?:\\[0-9A-Fa-f]{2})*")
 
 
 def read_query_file(path: str) -> Identifier:
-    """The dataset of a DICOM file, or of a dump, as an identifier; `-` is stdin."""
+    """The dataset of a DICOM file, a dump, or a DICOM JSON object, as an identifier; `-` is stdin."""
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     if _IS_DUMP.match(data):
         return _Dump(path).parse(data)
+    if _IS_JSON.match(data):
+        return _read_json(path, data)
     return _read_dicom(path, data)
 
 
@@ -75,6 +78,30 @@ def _read_dicom(path: str, data: bytes) -> Identifier:
             f"({type(error).__name__})"
         ) from error
     return identifier
+
+
+def _read_json(path: str, data: bytes) -> Identifier:
+    """One object of PS3.18 Annex F, also alone in a list, as `find --json` and DICOMweb give it."""
+    import json
+    from io import BytesIO
+
+    from pydicom import Dataset, dcmread
+
+    from dcmhaul.services.identifiers import encode_identifier
+
+    try:
+        found = json.loads(data)
+        [found] = found if isinstance(found, list) else [found]
+        dataset = Dataset.from_json(found)
+        if not data.isascii() and "SpecificCharacterSet" not in dataset:
+            dataset.SpecificCharacterSet = "ISO_IR 192"
+        encoded = encode_identifier(dataset, EXPLICIT_VR_LITTLE_ENDIAN)
+        return _from_dataset(dcmread(BytesIO(encoded), force=True))
+    except Exception as error:
+        # pydicom raises many kinds, and their texts quote values.
+        raise ConfigurationError(
+            f"{path}: no DICOM JSON object (PS3.18 Annex F) ({type(error).__name__})"
+        ) from error
 
 
 def _check_whole(path: str, data: bytes) -> None:

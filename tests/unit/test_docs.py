@@ -52,3 +52,18 @@ def test_every_metric_is_in_its_page() -> None:
     }
     # The archive's own, which the tests of --metrics look at.
     assert listed == {*counted, "archive_objects_total", "retries_total"}
+
+
+def test_every_test_named_by_the_page_of_peers_exists() -> None:
+    lines = (ROOT / "docs/interop.md").read_text().splitlines()
+    last = [line.strip("| ").split(" | ")[-1] for line in lines if line.startswith("| ")]
+    rows = [cell for cell in last if cell.strip("-") and cell != "tests"]
+    assert len(rows) > 40
+    for row in rows:
+        named = re.fullmatch(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
+        assert named, f"no test is named by {row}"
+        path, name = named.groups()
+        source = (ROOT / path).read_text()
+        assert re.search(rf"^(?:async )?def {name}\(", source, re.MULTILINE), (
+            f"{path} has no {name}"
+        )

@@ -16,7 +16,12 @@ from dcmhaul.config import Peer
 from dcmhaul.errors import RemoteProtocolError
 from dcmhaul.net import Timeouts, serve_associations
 from dcmhaul.objects.instances import IncomingInstance, StoreReply
-from dcmhaul.services.identifiers import QueryRefused, decode_identifier, encode_identifier
+from dcmhaul.services.identifiers import (
+    QUERY_SYNTAXES,
+    QueryRefused,
+    decode_identifier,
+    encode_identifier,
+)
 from dcmhaul.services.provider import acceptor_policy, serve_services
 from dcmhaul.services.query import FindScp, QueryModel
 from dcmhaul.services.retrieve import GetScp
@@ -318,7 +323,7 @@ class _MemorySink:
         incoming = self._incoming
         data = b"".join(self._parts)
         syntax = incoming.transfer_syntax_uid
-        dataset = decode_identifier(data, syntax if syntax in (EXPLICIT, IMPLICIT) else EXPLICIT)
+        dataset = decode_identifier(data, syntax if syntax in QUERY_SYNTAXES else EXPLICIT)
         self._archive.stored.append(incoming.sop_instance_uid)
         self._archive.instances[incoming.sop_instance_uid] = self._archive.faults.rewrite(
             FakeInstance(

@@ -91,6 +91,11 @@ Examples:
     help="What DST must hold at the end: none, count, uids, or digest[:P%]: the UIDs, and what P % "
     "[100] of the instances say, read back.",
 )
+@click.option(
+    "--reencode",
+    is_flag=True,
+    help="Send what DST takes in another uncompressed transfer syntax alone in that one.",
+)
 @ledger_option
 @own_scp_options
 @click.option("--dry-run", is_flag=True, help="Plan only: nothing is moved, nothing is kept.")
@@ -108,6 +113,7 @@ def command(
     associations: int,
     window: int,
     verify: str,
+    reencode: bool,
     ledger: str | None,
     port: str | None,
     bind: str | None,
@@ -141,6 +147,7 @@ def command(
         window=window,
         verify=level,
         verify_percent=percent,
+        reencode=reencode,
         dry_run=dry_run,
         calling_ae_title=network.calling_ae_title or DEFAULT_AE_TITLE,
         pdu_length_max=network.pdu_length_announced,

@@ -19,6 +19,7 @@ from dcmhaul.engine.pool import ASSOCIATION_ERRORS
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import (
     AssociationAborted,
+    CannotReencode,
     DcmhaulError,
     NoAcceptedContext,
     PeerTimeout,
@@ -33,6 +34,7 @@ from dcmhaul.objects.instances import (
     StoreRefused,
     StoreReply,
 )
+from dcmhaul.objects.reencode import UNCOMPRESSED, Reencoder
 from dcmhaul.protocol.dimse import CStoreRq, CStoreRsp
 from dcmhaul.services.provider import refuse_stray
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from dcmhaul.net import Association, DatasetSlices, DatasetWriter, Incoming
+    from dcmhaul.protocol.negotiation import AcceptedContext
 
 __all__ = [
     "Destination",
@@ -132,8 +135,10 @@ class PeerDestination:
         window: int,
         answer_seconds: float = ANSWER_SECONDS,
         content: bool = False,
+        reencoded: Callable[[str, str], None] | None = None,
     ) -> None:
         self.association: Final = association
+        self._reencoded = reencoded
         self.content: Final = content
         self.failure: DcmhaulError | None = None
         self.failed: Final = trio.Event()
@@ -158,13 +163,20 @@ class PeerDestination:
         window: int,
         answer_seconds: float = ANSWER_SECONDS,
         content: bool = False,
+        reencoded: Callable[[str, str], None] | None = None,
     ) -> AsyncIterator[PeerDestination]:
         """Reads responses during the block; on a clean exit first waits for those that are due.
 
-        content: digests what the instances say as well (`RelayOutcome.content`).
+        content: digests what the instances say as well (`RelayOutcome.content`). reencoded: hears of the two
+        syntaxes of each instance that leaves in another one than it came in; without it none does.
         """
         destination = cls(
-            association, report, window=window, answer_seconds=answer_seconds, content=content
+            association,
+            report,
+            window=window,
+            answer_seconds=answer_seconds,
+            content=content,
+            reencoded=reencoded,
         )
         async with flat_nursery() as nursery:
             nursery.start_soon(destination._read_responses)
@@ -177,9 +189,15 @@ class PeerDestination:
                     AssociationAborted(0, 0, "the transfer was broken off"), aborted=True
                 )
 
+    def context_for(self, sop_class_uid: str, transfer_syntax_uid: str) -> AcceptedContext | None:
+        """Where such an instance leaves, as it is or re-encoded."""
+        syntaxes: tuple[str, ...] = (transfer_syntax_uid,)
+        if self._reencoded is not None and transfer_syntax_uid in UNCOMPRESSED:
+            syntaxes += UNCOMPRESSED
+        return self.association.agreement.context_for(sop_class_uid, syntaxes)
+
     def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
-        agreement = self.association.agreement
-        return agreement.context_for(sop_class_uid, (transfer_syntax_uid,)) is not None
+        return self.context_for(sop_class_uid, transfer_syntax_uid) is not None
 
     def open(self, instance: IncomingInstance) -> _Forward:
         forward = _Forward(self, instance)
@@ -316,6 +334,7 @@ class _Forward:
         self._instance = instance
         self._digest = DatasetDigest(instance.transfer_syntax_uid, content=destination.content)
         self._writer: DatasetWriter | None = None
+        self._reencoder: Reencoder | None = None
         self._message_id = 0
         self._error: DcmhaulError | None = None
         self._reported = False
@@ -352,10 +371,12 @@ class _Forward:
         association = destination.association
         await destination._slot()
         instance = self._instance
-        context = association.agreement.context_for(
-            instance.sop_class_uid, (instance.transfer_syntax_uid,)
-        )
+        context = destination.context_for(instance.sop_class_uid, instance.transfer_syntax_uid)
         assert context is not None  # open() refused it otherwise
+        if context.transfer_syntax != instance.transfer_syntax_uid:
+            assert destination._reencoded is not None
+            self._reencoder = Reencoder(instance.transfer_syntax_uid, context.transfer_syntax)
+            destination._reencoded(instance.transfer_syntax_uid, context.transfer_syntax)
         if crash.armed:
             crash.passed("send.before_cmd")
         self._message_id = association.next_message_id()
@@ -389,9 +410,13 @@ class _Forward:
             if self._writer is None:
                 await self._start()
             assert self._writer is not None
-            await self._writer.write(piece)
+            if self._reencoder is None:
+                await self._writer.write(piece)
+            else:
+                for made in self._reencoder.feed(piece):
+                    await self._writer.write(made)
             self._check_destination()
-        except ASSOCIATION_ERRORS as error:
+        except (*ASSOCIATION_ERRORS, CannotReencode) as error:
             await self._broke(error)
 
     def _check_destination(self) -> None:
@@ -406,6 +431,8 @@ class _Forward:
             if self._writer is None:
                 await self._start()
             assert self._writer is not None
+            for made in () if self._reencoder is None else self._reencoder.finish():
+                await self._writer.write(made)
             # From here on the destination may have all of it, whatever happens.
             self.due_from = trio.current_time()
             await self._writer.finish()
@@ -416,7 +443,7 @@ class _Forward:
             self._destination._set_deadline()
             if self._early is not None:
                 self.answered(self._early)
-        except ASSOCIATION_ERRORS as error:
+        except (*ASSOCIATION_ERRORS, CannotReencode) as error:
             await self._broke(error)
 
     async def answer(self) -> StoreReply:
@@ -447,6 +474,10 @@ class _Forward:
         destination._unanswered.pop(self._message_id, None)
         if self._writer is not None:  # else nothing was tried with it
             self._report(self.outcome(error=error, unknown=self.due_from is not None))
+        if isinstance(error, CannotReencode):
+            # It has failed alone, yet its message can only be aborted.
+            destination.blameless = True
+            error = AssociationAborted(0, 0, "an instance could not be re-encoded")
         destination._fail(error)
         self._done.set()
         await destination._abort(self._writer)

@@ -35,13 +35,13 @@ from dcmhaul.wire.items import PresentationContextRq
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from dcmhaul.net import Association
     from dcmhaul.objects.instances import OutgoingInstance
     from dcmhaul.protocol.negotiation import AssociationRequest
 
-__all__ = ["FileSender", "Reencoding", "SendGroup", "SendPlan", "scan_files"]
+__all__ = ["FileSender", "Reencoding", "SendGroup", "SendPlan", "other_contexts", "scan_files"]
 
 # Files that a thread looks at before the task that waits for it may be cancelled.
 _SCAN_BATCH: Final = 256
@@ -89,32 +89,37 @@ class SendPlan:
                 paths = list(compress(self.paths, (number in numbers for number in self._pair_of)))
             others: tuple[PresentationContextRq, ...] = ()
             if reencoding is not None:
-                others = self._others(pairs, reencoding, sorted(UNCOMPRESSED, key=_ranked(rank)))
+                offered = sorted(UNCOMPRESSED, key=_ranked(rank))
+                others = other_contexts(pairs, reencoding.can, self._pairs, offered)
             groups.append(SendGroup(contexts=contexts + others, paths=paths))
         return groups
 
-    def _others(
-        self, pairs: Sequence[tuple[str, str]], reencoding: Reencoding, syntaxes: Sequence[str]
-    ) -> tuple[PresentationContextRq, ...]:
-        """One context for each class of files that could leave in another syntax than their own.
 
-        The acceptor chooses among those that none of the class has: the context of an own syntax stays
-        apart, so that accepting this one cannot shut it out.
-        """
-        classes = dict.fromkeys(sop_class for sop_class, syntax in pairs if reencoding.can(syntax))
-        found: list[PresentationContextRq] = []
-        for sop_class in classes:
-            offered = tuple(uid for uid in syntaxes if (sop_class, uid) not in self._pairs)
-            context_id = 2 * (len(pairs) + len(found)) + 1
-            if offered and context_id <= _CONTEXT_ID_MAX:
-                found.append(
-                    PresentationContextRq(
-                        context_id=context_id,
-                        abstract_syntax=sop_class,
-                        transfer_syntaxes=offered,
-                    )
+def other_contexts(
+    pairs: Sequence[tuple[str, str]],
+    can: Callable[[str], bool],
+    own: Collection[tuple[str, str]] = (),
+    syntaxes: Sequence[str] = UNCOMPRESSED,
+) -> tuple[PresentationContextRq, ...]:
+    """Behind a context for each pair, one for each class that could leave in another syntax than its own.
+
+    can: whether what is in a syntax can be re-encoded. own: further pairs, of other associations.
+    The acceptor chooses among those of `syntaxes` that the class has not: the context of an own syntax
+    stays apart, so that accepting this one cannot shut it out. What has no room for an ID is left out.
+    """
+    classes = dict.fromkeys(sop_class for sop_class, syntax in pairs if can(syntax))
+    known = frozenset(pairs) | frozenset(own)
+    found: list[PresentationContextRq] = []
+    for sop_class in classes:
+        offered = tuple(uid for uid in syntaxes if (sop_class, uid) not in known)
+        context_id = 2 * (len(pairs) + len(found)) + 1
+        if offered and context_id <= _CONTEXT_ID_MAX:
+            found.append(
+                PresentationContextRq(
+                    context_id=context_id, abstract_syntax=sop_class, transfer_syntaxes=offered
                 )
-        return tuple(found)
+            )
+    return tuple(found)
 
 
 def _ranked(rank: Mapping[str, int]) -> Callable[[str], int]:

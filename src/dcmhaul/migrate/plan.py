@@ -72,7 +72,8 @@ class MigrateOptions:
     verify_percent: how many of the instances `digest` reads back.
     pdu_length_max: what we announce, in bytes. pdu_length_send_max: what we send at most, 0 = the
     peer's maximum. receive: where a peer without C-GET sends what `digest` reads back, by C-MOVE to our
-    calling_ae_title; None where it cannot.
+    calling_ae_title; None where it cannot. reencode: what the destination takes in another uncompressed
+    transfer syntax alone is sent in that one.
     """
 
     source: Endpoint
@@ -91,6 +92,7 @@ class MigrateOptions:
     timeouts: Timeouts = field(default_factory=Timeouts)
     socket_options: SocketOptions = field(default_factory=SocketOptions)
     receive: ReceiveOptions | None = None
+    reencode: bool = False
 
     @property
     def compares_content(self) -> bool:

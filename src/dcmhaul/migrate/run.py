@@ -167,6 +167,7 @@ class _Migration:
         self._tracker = Tracker(self._job, progress)
         self._run = RunRow(id=0, job=self._job, state=RunState.LISTING, resumed=False)
         self._pairs: Counter[tuple[str, str]] = Counter()
+        self._said: set[tuple[str, str]] = set()
         self._levels: list[str] | None = None
         """The verified levels that are enough; None where nothing is verified."""
         self._source_query = InstanceQuery()
@@ -529,6 +530,11 @@ class _Migration:
 
     async def room(self) -> None:
         await self._ledger.room()
+
+    def reencoded(self, source: str, target: str) -> None:
+        if (source, target) not in self._said:
+            self._said.add((source, target))
+            self._tracker.notice(f"re-encoding from {uids.name(source)} to {uids.name(target)}")
 
     def outcome(self, work: StudyWork, outcome: RelayOutcome) -> None:
         known = outcome.sop_instance_uid in work.expected

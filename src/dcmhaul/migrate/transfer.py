@@ -16,6 +16,7 @@ import trio
 
 from dcmhaul import uids
 from dcmhaul.engine.planning import (
+    STORAGE_CONTEXTS_MAX,
     GetRequest,
     choose_contexts,
     pair_contexts,
@@ -25,6 +26,7 @@ from dcmhaul.engine.planning import (
 from dcmhaul.engine.pool import ASSOCIATION_ERRORS, PoolExhausted
 from dcmhaul.engine.relay import FolderDestination, PeerDestination, RelayOutcome
 from dcmhaul.engine.retriever import Retriever
+from dcmhaul.engine.sender import Reencoding, other_contexts
 from dcmhaul.errors import DcmhaulError, InstanceError, NoAcceptedContext, UnreadableInstance
 from dcmhaul.migrate.inventory import digest_instance
 from dcmhaul.migrate.plan import text_path
@@ -32,6 +34,8 @@ from dcmhaul.migrate.study import another_object, unsent_object
 from dcmhaul.net.types import FileRange
 from dcmhaul.objects.instances import BytesInMemory, IncomingInstance, StoreRefused
 from dcmhaul.objects.part10 import FileInstance, open_instance
+from dcmhaul.objects.reencode import UNCOMPRESSED
+from dcmhaul.objects.reencoded import ReencodedInstance
 from dcmhaul.protocol.negotiation import AssociationRequest, plan_contexts
 from dcmhaul.services.identifiers import encode_identifier
 from dcmhaul.services.retrieve import storage_roles
@@ -48,7 +52,7 @@ if TYPE_CHECKING:
     from dcmhaul.migrate.study import StudyWork
     from dcmhaul.migrate.tables import Exclusion, InstanceResult
     from dcmhaul.objects.canonical import DatasetDigest
-    from dcmhaul.objects.instances import SinkFactory
+    from dcmhaul.objects.instances import OutgoingInstance, SinkFactory
 
 __all__ = [
     "CopyWorker",
@@ -92,13 +96,24 @@ class Job(Protocol):
     async def room(self) -> None:
         """Waits while the ledger is behind."""
 
+    def reencoded(self, source: str, target: str) -> None:
+        """An instance leaves in another transfer syntax: one line for the user for each pair."""
+
+
+def _contexts_limit(options: MigrateOptions) -> int:
+    """Contexts of an association for syntaxes as they are; a quarter is kept for re-encoding."""
+    return 96 if options.reencode else STORAGE_CONTEXTS_MAX
+
 
 def store_request(title: str, options: MigrateOptions, pairs: Pairs) -> AssociationRequest:
-    """The proposal to the destination: one context for each pair."""
+    """The proposal to the destination: one context for each pair, and those in which it may be re-encoded."""
+    contexts = plan_contexts(pairs)[0]
+    if options.reencode:
+        contexts += other_contexts(pairs, UNCOMPRESSED.__contains__)
     return AssociationRequest(
         called_ae_title=title,
         calling_ae_title=options.calling_ae_title,
-        contexts=plan_contexts(pairs)[0],
+        contexts=contexts,
         pdu_length_max=options.pdu_length_max,
         pdu_length_send_max=options.pdu_length_send_max,
         window=options.window,
@@ -250,17 +265,14 @@ class RelayWorker:
         job = self._job
         request = store_request(self._destination_title, job.options, proposed)
         async with self._destination.association(request) as association:
-            accepted = tuple(
-                pair
-                for pair in proposed
-                if association.agreement.context_for(pair[0], (pair[1],)) is not None
-            )
             async with PeerDestination.started(
                 association,
                 self._report,
                 window=job.options.window,
                 content=job.options.compares_content,
+                reencoded=job.reencoded if job.options.reencode else None,
             ) as destination:
+                accepted = tuple(pair for pair in proposed if destination.accepts(*pair))
                 yield _Link(destination=destination, proposed=proposed, accepted=accepted)
             if destination.failure is not None and not destination.blameless:
                 raise destination.failure
@@ -268,7 +280,8 @@ class RelayWorker:
     async def _associations(self, queue: WorkQueue[StudyWork]) -> None:
         work = self._work
         assert work is not None
-        proposed = choose_contexts(work.contexts()[0], self._job.popular_pairs())
+        limit = _contexts_limit(self._job.options)
+        proposed = choose_contexts(work.contexts()[0], self._job.popular_pairs(), limit)
         async with self._link(proposed) as link:
             if not link.accepted:
                 self._work = None
@@ -480,11 +493,13 @@ class SendWorker(_FolderWorker):
 
     async def _association(self, queue: WorkQueue[FileItem]) -> None:
         assert self._next is not None
-        pairs = choose_contexts([self._next.pair], self._job.popular_pairs(), limit=128)
+        limit = _contexts_limit(self._job.options)
+        pairs = choose_contexts([self._next.pair], self._job.popular_pairs(), limit)
         self._proposed = frozenset(pairs)
         request = store_request(self._title, self._job.options, pairs)
         async with self._destination.association(request) as association:
-            scu = StorageScu(association, window=self._job.options.window)
+            reencode = Reencoding(self._reencoded) if self._job.options.reencode else None
+            scu = StorageScu(association, window=self._job.options.window, reencode=reencode)
             while self._fits(self._next):
                 await scu.run(self._take, self._report)
                 self._destination.worked()
@@ -515,8 +530,13 @@ class SendWorker(_FolderWorker):
                 self._opened[id(opened.instance)] = opened
                 return opened.instance
 
+    def _reencoded(self, instance: OutgoingInstance, target: str) -> None:
+        self._job.reencoded(instance.transfer_syntax_uid, target)
+
     def _report(self, outcome: StoreOutcome) -> None:
-        opened = self._opened.pop(id(outcome.instance))
+        sent = outcome.instance
+        original = sent.original if isinstance(sent, ReencodedInstance) else sent
+        opened = self._opened.pop(id(original))
         opened.instance.close()
         error = outcome.error
         self._done(

@@ -164,6 +164,11 @@ class OutgoingMoves:
     def knows(self, ae_title: str) -> bool:
         return ae_title in self._table
 
+    def destination(self, ae_title: str) -> MoveDestination | None:
+        """The known AE of that title, None where there is none."""
+        known = self._table.get(ae_title)
+        return None if known is None else known[0]
+
     async def move(self, order: MoveOrder) -> str:
         """Sends what the order holds; as services.move.Mover says."""
         destination, share = self._table[order.destination_ae_title]

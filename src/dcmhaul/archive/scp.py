@@ -16,6 +16,7 @@ import trio
 
 from dcmhaul.archive import index
 from dcmhaul.archive.attributes import SOP_INSTANCE_UID
+from dcmhaul.archive.commitments import CommitmentScp
 from dcmhaul.archive.identifier import (
     InvalidIdentifier,
     MismatchedIdentifier,
@@ -39,6 +40,7 @@ from dcmhaul.database import (
     open_database,
 )
 from dcmhaul.engine.counters import Family
+from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.objects import instances
 from dcmhaul.objects.instances import NO_ANSWER, IncomingInstance, StoreRefused, StoreReply
@@ -47,6 +49,7 @@ from dcmhaul.protocol import statuses
 from dcmhaul.services.extended import FindOptions
 from dcmhaul.services.identifiers import EncodedIdentifier, QueryRefused
 from dcmhaul.services.move import MoveScp
+from dcmhaul.services.normalized import NormalizedScp
 from dcmhaul.services.query import FindScp, QueryModel
 from dcmhaul.services.retrieve import GetScp
 from dcmhaul.services.storage import StorageScp
@@ -140,6 +143,9 @@ class Archive:
         self._report = report
         self._trouble = Trouble(store.root, report)
         self._moves = moves
+        self.commitments = CommitmentScp(
+            database, store, moves, durable=durability is not Durability.NONE, report=report
+        )
         self._held = 0
         self._doubtful: list[Place] = []
         self._holds = Totals()
@@ -154,7 +160,8 @@ class Archive:
     def services(
         self, *, extra_classes: Iterable[str] = (), matches_max: int | None = None
     ) -> list[Service]:
-        """Verification, storage, query and retrieve by C-GET and C-MOVE, for `serve_services`.
+        """Verification, storage and its commitment, query and retrieve by C-GET and C-MOVE, for
+        `serve_services`.
 
         extra_classes: SOP classes taken beside every Storage SOP class of PS3.6; whatever else is
         up to the policy's `accept_any_storage`. matches_max: as FindScp has it.
@@ -179,6 +186,7 @@ class Archive:
             ),
             GetScp(self.select, encoded=True, models=models, extra_classes=extra, relational=True),
             MoveScp(self.select, self._moves, encoded=True, models=models, relational=True),
+            NormalizedScp([self.commitments.sop_class]),
         ]
 
     def statistics(self) -> ArchiveStatistics:
@@ -409,6 +417,7 @@ class Archive:
     async def _start(self) -> None:
         self.recovery = await recover(self._database, self._store, self._rows)
         self._holds = await self._database.read(index.totals)
+        await self.commitments.open()
 
 
 def _selected(received: Received) -> Selected:
@@ -484,7 +493,10 @@ async def open_archive(
                 worklist=worklist or Worklist(),
             )
             await archive._start()
-            yield archive
+            async with flat_nursery() as nursery:
+                nursery.start_soon(archive.commitments.run)
+                yield archive
+                nursery.cancel_scope.cancel()
         finally:
             store.close()
 

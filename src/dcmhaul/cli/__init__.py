@@ -31,6 +31,7 @@ VERBS = {
     "send": "C-STORE: send files and folders",
     "receive": "Storage SCP: take instances into a folder, or discard them",
     "archive": "an embedded archive: stores, answers queries, sends back",
+    "commit": "storage commitment: have a peer promise to keep instances",
     "n-create": "N-CREATE: make a SOP instance",
     "n-set": "N-SET: change a SOP instance",
     "n-get": "N-GET: ask for attributes of a SOP instance",

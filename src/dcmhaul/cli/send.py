@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dcmhaul.services.storage import StoreOutcome
     from dcmhaul.wire.items import UserIdentityRq
 
-__all__ = ["command"]
+__all__ = ["check_paths", "command"]
 
 # Associations in a row that end without an answer before the peer is given up.
 FAILURES_MAX = 3
@@ -141,7 +141,7 @@ def command(
     )
     with ExitStack() as stack:
         checked = [_spooled(stack) if path == "-" else path for path in paths]
-        _check_paths(session, checked, folders=session.name != "storescu" or scan)
+        check_paths(session, checked, folders=session.name != "storescu" or scan)
         names = {found: path for found, path in zip(checked, paths, strict=True) if path == "-"}
         trio.run(_Send(session, settings, count, names).run, checked)
 
@@ -171,7 +171,8 @@ def _spooled(stack: ExitStack) -> str:
     return spool.name
 
 
-def _check_paths(session: Session, paths: list[str], *, folders: bool) -> None:
+def check_paths(session: Session, paths: list[str], *, folders: bool) -> None:
+    """ConfigurationError where there is none, or one does not exist, or is a folder that is not taken."""
     if not paths:
         raise ConfigurationError(f"{session.name} needs a PATH: what is to be sent")
     missing = [path for path in paths if not os.path.exists(path)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from dcmhaul.errors import DcmhaulError, PeerTimeout, RemoteProtocolError
+from dcmhaul.errors import AssociationAborted, DcmhaulError, PeerTimeout, RemoteProtocolError
 from dcmhaul.net import Incoming
 from dcmhaul.protocol.dimse import CCancelRq, DimseMessage, Request, response_to
 from dcmhaul.protocol.negotiation import AcceptorPolicy, SupportedContext
@@ -25,6 +25,7 @@ __all__ = [
     "answer",
     "refuse_stray",
     "serve_services",
+    "serve_until",
 ]
 
 _NOT_OFFERED = "this operation is not offered here"
@@ -174,6 +175,19 @@ async def answer(association: Association, incoming: Incoming, services: Iterabl
     completion = await handler.handle(association, incoming)
     if completion is not None:
         await completion()
+
+
+async def serve_until(
+    association: Association, services: Iterable[Service], done: trio.Event
+) -> None:
+    """Answers what the peer asks until that has set `done`. AssociationAborted where it releases first."""
+    offered = list(services)
+    while not done.is_set():
+        incoming = await association.receive(seconds=None)
+        if incoming is None:
+            raise AssociationAborted(0, 0, f"{association.peer} released the association")
+        await answer(association, incoming, offered)
+        await association.flush()
 
 
 async def refuse_stray(association: Association, incoming: Incoming) -> None:

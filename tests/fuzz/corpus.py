@@ -6,6 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from dcmhaul import uids
+from dcmhaul.objects.reencode import UNCOMPRESSED
 from dcmhaul.wire.command import encode_command_set
 from dcmhaul.wire.items import (
     AsyncOperationsWindow,
@@ -17,7 +18,7 @@ from dcmhaul.wire.items import (
     UserInformation,
 )
 from dcmhaul.wire.pdu import AAbort, AAssociateAc, AAssociateRj, AAssociateRq, PDataTf, Pdv
-from tests.datasets import CT_CLASS, real_files
+from tests.datasets import CT_CLASS, plain_dataset, real_files
 from tests.fuzz.targets import SYNTAXES
 
 if TYPE_CHECKING:
@@ -110,6 +111,13 @@ def seeds(target: str) -> list[bytes]:
     """Well-formed input for the target of that name; truncated real files are as good as any."""
     if target == "file_meta":
         return [file.path.read_bytes()[:SEED_MAX] for file in real_files()]
+    if target == "reencode":
+        # Each real file into another syntax, and one that is whole.
+        whole = [bytes((4 * number,)) + plain_dataset() for number in range(4)]
+        return whole + [
+            bytes((_flag(target, file.syntax) + number % 4 * 4,)) + file.dataset[:SEED_MAX]
+            for number, file in enumerate(real_files())
+        ]
     if target in ("elements", "content_digest"):
         return [bytes((_flag(target, f.syntax),)) + f.dataset[:SEED_MAX] for f in real_files()]
     return {
@@ -123,6 +131,8 @@ def _flag(target: str, syntax: str) -> int:
     """The first byte that tells a target of datasets which syntax follows."""
     if target == "content_digest":
         return SYNTAXES.index(syntax) if syntax in SYNTAXES else 1
+    if target == "reencode":
+        return UNCOMPRESSED.index(syntax) if syntax in UNCOMPRESSED else 0
     return {uids.IMPLICIT_VR_LITTLE_ENDIAN: 2, uids.EXPLICIT_VR_BIG_ENDIAN: 65}.get(syntax, 1)
 
 

@@ -6,11 +6,19 @@ exception, and what was decoded and encoded again decodes to the same.
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 from dcmhaul import uids
-from dcmhaul.errors import LocalProtocolError, NotDicom, RemoteProtocolError, UnreadableInstance
+from dcmhaul.errors import (
+    CannotReencode,
+    LocalProtocolError,
+    NotDicom,
+    RemoteProtocolError,
+    UnreadableInstance,
+)
 from dcmhaul.objects.canonical import DatasetDigest
+from dcmhaul.objects.reencode import UNCOMPRESSED, Reencoder
 from dcmhaul.wire import part10
 from dcmhaul.wire._elements import ElementFault, ElementWalker
 from dcmhaul.wire._frames import COMMAND, DATA, NEED_DATA, PDU, PduReader
@@ -133,7 +141,45 @@ def file_meta(data: bytes) -> None:
         pass
 
 
+def reencode(data: bytes) -> None:
+    """First byte: both transfer syntaxes. The same octets come out, or the same fault, however it is cut.
+
+    What came out is well formed, and stays as it is.
+    """
+    flags = data[0] if data else 0
+    source, target = UNCOMPRESSED[flags % 4], UNCOMPRESSED[flags // 4 % 4]
+    said: list[bytes | str] = []
+    for cut in (3, max(1, len(data))):
+        reencoder = Reencoder(source, target)
+        out: list[bytes] = []
+        try:
+            for start in range(1, len(data), cut):
+                out += reencoder.feed(data[start : start + cut])
+            out += reencoder.finish()
+        except CannotReencode as fault:
+            said.append(str(fault))
+        else:
+            said.append(b"".join(out))
+    if part10.is_deflated(target) and isinstance(said[0], bytes):
+        assert isinstance(said[1], bytes)
+        said = [zlib.decompress(one, -15) for one in said if isinstance(one, bytes)]
+        target = UNCOMPRESSED[0]
+    assert said[0] == said[1]
+    # The length of a first element without a VR can look like one.
+    if isinstance(said[0], bytes) and target != uids.IMPLICIT_VR_LITTLE_ENDIAN:
+        again = Reencoder(target, target)
+        assert b"".join([*again.feed(said[0]), *again.finish()]) == said[0]
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
-    for function in (pdu_reader, a_associate, command_set, elements, content_digest, file_meta)
+    for function in (
+        pdu_reader,
+        a_associate,
+        command_set,
+        elements,
+        content_digest,
+        file_meta,
+        reencode,
+    )
 }

@@ -131,12 +131,10 @@ class Worklist:
         except InvalidIdentifier as exc:
             raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)[:64]) from exc
         called = identifier.called_ae_title
-        given = [item for title, item in self._given.values() if title in (None, called)]
-        for match in query.responses(given):
-            yield match
-        if self._root is None:
-            return
-        found = await self._look(called)
+        found: list[Tree | str] = [
+            item for title, item in self._given.values() if title in (None, called)
+        ]
+        found += await self._look(called)
         for start in range(0, len(found), _PAGE):
             page = found[start : start + _PAGE]
             for match in await trio.to_thread.run_sync(_responses, query, page):

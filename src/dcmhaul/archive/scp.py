@@ -28,6 +28,7 @@ from dcmhaul.archive.moves import MoveStatistics, OutgoingMoves
 from dcmhaul.archive.query import FindQuery, Root, Selected, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
 from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
+from dcmhaul.archive.steps import ProcedureSteps
 from dcmhaul.archive.store import Refused, Store, StoredInstance, check_uids
 from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
 from dcmhaul.archive.worklist import Worklist
@@ -146,6 +147,7 @@ class Archive:
         self.commitments = CommitmentScp(
             database, store, moves, durable=durability is not Durability.NONE, report=report
         )
+        self.steps = ProcedureSteps(database, strict=strict)
         self._held = 0
         self._doubtful: list[Place] = []
         self._holds = Totals()
@@ -186,7 +188,7 @@ class Archive:
             ),
             GetScp(self.select, encoded=True, models=models, extra_classes=extra, relational=True),
             MoveScp(self.select, self._moves, encoded=True, models=models, relational=True),
-            NormalizedScp([self.commitments.sop_class]),
+            NormalizedScp([self.commitments.sop_class, *self.steps.sop_classes]),
         ]
 
     def statistics(self) -> ArchiveStatistics:
@@ -418,6 +420,7 @@ class Archive:
         self.recovery = await recover(self._database, self._store, self._rows)
         self._holds = await self._database.read(index.totals)
         await self.commitments.open()
+        await self.steps.open()
 
 
 def _selected(received: Received) -> Selected:

@@ -32,6 +32,7 @@ VERBS = {
     "receive": "Storage SCP: take instances into a folder, or discard them",
     "archive": "an embedded archive: stores, answers queries, sends back",
     "commit": "storage commitment: have a peer promise to keep instances",
+    "mpps": "modality performed procedure step: tell of one, as a modality does",
     "n-create": "N-CREATE: make a SOP instance",
     "n-set": "N-SET: change a SOP instance",
     "n-get": "N-GET: ask for attributes of a SOP instance",

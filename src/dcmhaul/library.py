@@ -14,7 +14,7 @@ from dcmhaul.archive import Archive, open_archive
 from dcmhaul.config import ANY_SCP, DEFAULT_AE_TITLE, Configuration, Peer, TlsSettings, parse_peer
 from dcmhaul.engine.pool import AssociationPool, PoolPolicy
 from dcmhaul.engine.scheduler import flat_nursery
-from dcmhaul.engine.sender import FileSender, scan_files
+from dcmhaul.engine.sender import FileSender, Reencoding, scan_files
 from dcmhaul.errors import DcmhaulError, UnreadableInstance
 from dcmhaul.net import (
     AcceptorLimits,
@@ -187,6 +187,7 @@ async def send(
     *,
     associations: int = 1,
     window: int = 1,
+    reencode: bool = False,
     calling_ae_title: str = DEFAULT_AE_TITLE,
     timeouts: Timeouts | None = None,
     tls: TlsSettings | None = None,
@@ -196,6 +197,8 @@ async def send(
     """C-STORE of files and of folders with their subfolders; returns how many instances were stored.
 
     Contexts are planned from the files; what does not fit into one association goes in another.
+    reencode: what the peer takes in another uncompressed transfer syntax alone is sent in that one;
+    `StoreOutcome.instance` then tells the new one.
     report: hears once of each instance, of each file that is not DICOM, and of each that is broken.
     Without it the first failure is raised when all the others were tried: UnreadableInstance for a
     broken file, else DcmhaulError. Raises what `open_association` raises where the peer was given up.
@@ -214,8 +217,9 @@ async def send(
             failures.append(failure)
             del failures[1:]
 
+    reencoding = Reencoding(lambda _instance, _target: None) if reencode else None
     plan = await scan_files(paths, recursive=True, report=tell)
-    for group in plan.groups():
+    for group in plan.groups(reencoding=reencoding):
         pool = AssociationPool(
             whom.host,
             whom.port,
@@ -224,7 +228,9 @@ async def send(
             options=secured(SocketOptions(), tls or whom.tls),
             observer=observer,
         )
-        sender = FileSender(pool, window=window, report=tell, report_entry=tell)
+        sender = FileSender(
+            pool, window=window, report=tell, report_entry=tell, reencoding=reencoding
+        )
         request = AssociationRequest(
             called_ae_title=whom.ae_title or ANY_SCP,
             calling_ae_title=calling_ae_title,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import dcmhaul
 from dcmhaul.engine.sender import Reencoding, SendPlan
 from dcmhaul.errors import CannotReencode, NoAcceptedContext, UnreadableInstance
 from dcmhaul.objects import reencoded
 from dcmhaul.objects.synth import write_studies
-from dcmhaul.services.storage import StorageScp
+from dcmhaul.services.storage import StorageScp, StoreOutcome
 from dcmhaul.uids import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN
 from tests.datasets import element, part10, plain_dataset
 from tests.engine.test_sender import EXPLICIT, IMPLICIT, Peer, Run, serving
@@ -146,3 +147,20 @@ async def test_without_a_context_in_any_of_the_four_it_fails(tmp_path: Path) -> 
         await run.send_all(tmp_path)
     assert isinstance(run.sender.error, NoAcceptedContext)
     assert (run.stored, run.said) == (0, [])
+
+
+async def test_the_library_re_encodes_where_it_is_asked_to(tmp_path: Path) -> None:
+    write_studies(tmp_path, 1, 1, 2, rows=8, columns=8)
+    peer = narrow(IMPLICIT)
+    async with serving(peer):
+        where = f"ANY@{peer.host}:{peer.port}"
+        with pytest.raises(NoAcceptedContext):
+            await dcmhaul.send(where, [tmp_path])
+        told: list[str] = []
+
+        def report(one: object) -> None:
+            assert isinstance(one, StoreOutcome)
+            told.append(one.instance.transfer_syntax_uid)
+
+        assert await dcmhaul.send(where, [tmp_path], reencode=True, report=report) == 2
+    assert told == [IMPLICIT] * 2

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from pydicom import Dataset
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from dcmhaul.config import Peer
@@ -138,6 +139,32 @@ async def test_contexts_that_storescp_does_not_take(tmp_path: Path) -> None:
     assert (summary.instances, summary.failed, summary.exit_code) == (1, 2, 6)
     assert all("no presentation context" in failure.reason for failure in summary.failures)
     assert old.sent == [f"1.2.3.1.9.{0}"]
+
+
+# -- dcmqrscp
+
+
+@pytest.mark.parametrize(("modality", "instances"), [("CT", 3), ("MR\\US", 2), ("XA", 0)])
+async def test_a_modality_that_the_source_does_not_match(
+    modality: str, instances: int, tmp_path: Path
+) -> None:
+    """dcmqrscp passes over ModalitiesInStudy: every study is a match."""
+    write_studies(tmp_path / "out", 1, 1, 3, modality="CT", rows=64, columns=64, seed="ct")
+    write_studies(tmp_path / "out", 1, 1, 2, modality="MR", rows=64, columns=64, seed="mr")
+    keys = Dataset()
+    keys.ModalitiesInStudy = modality
+    with peers.dcmqrscp(tmp_path / "old") as server:
+        fields: dict[str, Any] = {"ledger_url": f"sqlite:///{tmp_path}/ledger.db"}
+        with trio.fail_after(60):
+            for source, target, filtered in (
+                (tmp_path / "out", there(server), Dataset()),
+                (there(server), tmp_path / "new", keys),
+            ):
+                summary = await migrate(
+                    MigrateOptions(source=source, destination=target, filter=filtered, **fields)
+                )
+    assert summary.instances == instances
+    assert summary.exit_code == (0 if instances else 4)
 
 
 # -- Orthanc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,7 @@ class QueryFailed(DcmhaulError):
 _STUDY_DATE = 0x00080020
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
+_MODALITY = 0x00080060
 _MODALITIES = 0x00080061
 _STUDY_INSTANCE = 0x0020000D
 _SERIES_INSTANCE = 0x0020000E
@@ -76,6 +77,7 @@ _MATCH_TAGS = (
     _SOP_CLASS,
     _SOP_INSTANCE,
     _STUDY_DATE,
+    _MODALITY,
     _MODALITIES,
     _AVAILABLE_SYNTAX,
     _STUDY_INSTANCE,
@@ -136,7 +138,13 @@ def _text(dataset: Dataset, keyword: str) -> str:
 async def find_studies(
     association: Association, keys: Dataset
 ) -> AsyncGenerator[StudyListing, None]:
-    """Every study that the filter selects; a source may repeat one. To be closed."""
+    """Every study that the filter selects; a source may repeat one. To be closed.
+
+    Many peers pass over ModalitiesInStudy (dcmqrscp does), and then every study is a match: one whose
+    modalities the answer does not say is asked for its series.
+    """
+    wanted = _modality_matcher(keys)
+    doubtful: list[StudyListing] = []
     identifier = Dataset()
     for keyword in ("StudyDate", "ModalitiesInStudy", "NumberOfStudyRelatedInstances"):
         setattr(identifier, keyword, None)
@@ -150,12 +158,47 @@ async def find_studies(
             if not uid:
                 continue
             count = match[_STUDY_INSTANCES]
-            yield StudyListing(
+            listing = StudyListing(
                 study_instance_uid=uid,
                 date=match[_STUDY_DATE],
                 modality=match[_MODALITIES],
                 n_expected=int(count) if count.isascii() and count.isdigit() else None,
             )
+            if wanted is None or _any_matches(wanted, listing.modality):
+                yield listing
+            elif not listing.modality:
+                doubtful.append(listing)
+    for listing in doubtful:
+        modalities = await _modalities(association, listing.study_instance_uid)
+        if wanted is not None and _any_matches(wanted, modalities):
+            yield replace(listing, modality=modalities)
+
+
+def _modality_matcher(keys: Dataset) -> Matcher | None:
+    """What ModalitiesInStudy is to hold; None where anything will do."""
+    value = _text(keys, "ModalitiesInStudy")
+    if is_universal(value):
+        return None
+    try:
+        return make_matcher("CS", value)
+    except InvalidKey as error:
+        raise ConfigurationError(f"ModalitiesInStudy: {error}") from error
+
+
+def _any_matches(matcher: Matcher, values: str) -> bool:
+    return any(matcher.matches(value.strip()) for value in values.split("\\") if value.strip())
+
+
+async def _modalities(association: Association, study_uid: str) -> str:
+    """The modalities of the series that a peer lists for a study, with backslashes between."""
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "SERIES"
+    identifier.StudyInstanceUID = study_uid
+    identifier.SeriesInstanceUID = ""
+    identifier.Modality = ""
+    async with aclosing(_find(association, identifier)) as matches:
+        found = [match[_MODALITY] async for match in matches]
+    return "\\".join(dict.fromkeys(filter(None, found)))
 
 
 @dataclass(slots=True)
@@ -255,26 +298,19 @@ class FolderInventory:
     def __init__(self, folder: Path, keys: Dataset) -> None:
         self._folder = folder
         self._matchers: dict[int, Matcher] = {}
-        self._modalities: Matcher | None = None
+        self._modalities = _modality_matcher(keys)
         for element in keys:
             value = _text(keys, element.keyword) if element.keyword else str(element.value or "")
-            if is_universal(value):
+            if is_universal(value) or element.keyword == "ModalitiesInStudy":
                 continue
             try:
-                matcher = make_matcher(str(element.VR), value)
+                self._matchers[int(element.tag)] = make_matcher(str(element.VR), value)
             except InvalidKey as error:
                 raise ConfigurationError(f"{element.keyword or element.tag}: {error}") from error
-            if element.keyword == "ModalitiesInStudy":
-                self._modalities = matcher
-            else:
-                self._matchers[int(element.tag)] = matcher
 
     def wants_modalities(self, modalities: str) -> bool:
         """Whether a study with these modalities (separated by backslashes) is selected."""
-        matcher = self._modalities
-        return matcher is None or any(
-            matcher.matches(value) for value in modalities.split("\\") if value
-        )
+        return self._modalities is None or _any_matches(self._modalities, modalities)
 
     @property
     def selects_by_modality(self) -> bool:

@@ -31,6 +31,20 @@ from dcmhaul.objects.sources import FailedEntry, SkippedEntry
 from dcmhaul.protocol.negotiation import AssociationRequest
 from dcmhaul.protocol.statuses import describe
 from dcmhaul.services.move import move
+from dcmhaul.services.normalized import (
+    NormalizedAnswer,
+    NormalizedRefused,
+    NormalizedRequest,
+    NormalizedResponse,
+    NormalizedScp,
+    SopClass,
+    n_action,
+    n_create,
+    n_delete,
+    n_event_report,
+    n_get,
+    n_set,
+)
 from dcmhaul.services.provider import Service, acceptor_policy, serve_services
 from dcmhaul.services.query import FindResponse, FindScp, QueryModel, find
 from dcmhaul.services.retrieve import GetScp, RetrieveResponse, get, storage_roles
@@ -53,11 +67,17 @@ __all__ = [
     "FindScp",
     "FolderSinks",
     "GetScp",
+    "NormalizedAnswer",
+    "NormalizedRefused",
+    "NormalizedRequest",
+    "NormalizedResponse",
+    "NormalizedScp",
     "Peer",
     "QueryModel",
     "RetrieveResponse",
     "Service",
     "SkippedEntry",
+    "SopClass",
     "StorageScp",
     "StoreOutcome",
     "Timeouts",
@@ -68,6 +88,12 @@ __all__ = [
     "find",
     "get",
     "move",
+    "n_action",
+    "n_create",
+    "n_delete",
+    "n_event_report",
+    "n_get",
+    "n_set",
     "open_archive",
     "open_association",
     "send",

@@ -98,6 +98,11 @@ async def test_retrieve(tmp_path: Path) -> None:
     assert fetched.read_bytes()[-32768:] == IMAGES[0].read_bytes()[-32768:]
 
 
+async def test_normalized(tmp_path: Path) -> None:
+    async with serving(tmp_path / "archive", filled=False) as peer:
+        assert await run_example("Normalized", tmp_path, ARCHIVE=peer) == "IN PROGRESS\n"
+
+
 async def test_serving(tmp_path: Path) -> None:
     images(tmp_path)
     said = await run_example("Serving", tmp_path)

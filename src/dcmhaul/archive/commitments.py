@@ -21,7 +21,7 @@ import trio
 
 from dcmhaul import uids
 from dcmhaul.archive.index import Place
-from dcmhaul.archive.tables import INSTANCE
+from dcmhaul.archive.tables import INSTANCE, add_tables
 from dcmhaul.database import DatabaseError
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import DcmhaulError
@@ -131,7 +131,7 @@ class CommitmentScp:
 
     async def open(self) -> None:
         """Makes the table where it is missing, and reads what an earlier run has left."""
-        await self._database.submit(_METADATA.create_all)
+        await add_tables(self._database, _METADATA)
         for found in await self._database.read(_undelivered):
             self._waiting[found.transaction_uid] = found
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 
 from dcmhaul import uids
+from dcmhaul.archive.tables import add_tables
 from dcmhaul.database import DatabaseError
 from dcmhaul.protocol import statuses
 from dcmhaul.services.normalized import NormalizedAnswer, NormalizedRefused, SopClass
@@ -78,7 +79,7 @@ class ProcedureSteps:
 
     async def open(self) -> None:
         """Makes the table where it is missing."""
-        await self._database.submit(_METADATA.create_all)
+        await add_tables(self._database, _METADATA)
 
     async def _create(self, request: NormalizedRequest) -> NormalizedAnswer:
         attributes = _dataset(request)

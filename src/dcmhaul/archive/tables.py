@@ -11,6 +11,10 @@ from dcmhaul.archive.attributes import Attribute, Level, at_level
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy.engine import Connection
+
+    from dcmhaul.database import Database
+
 __all__ = [
     "CONFLICT",
     "INSTANCE",
@@ -20,6 +24,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SERIES",
     "STUDY",
+    "add_tables",
 ]
 
 KIND = "archive"
@@ -102,3 +107,16 @@ CONFLICT = sa.Table(
     *(column._copy() for column in _STORED),
     sa.UniqueConstraint("folder", "name"),
 )
+
+
+async def add_tables(database: Database, metadata: sa.MetaData) -> None:
+    """Makes tables beside those of the index where they are missing; they are in no version of its schema.
+
+    Nothing is written where they are there.
+    """
+
+    def missing(connection: Connection) -> bool:
+        return not metadata.tables.keys() <= set(sa.inspect(connection).get_table_names())
+
+    if await database.read(missing):
+        await database.submit(metadata.create_all)

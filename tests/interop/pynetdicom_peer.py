@@ -166,6 +166,8 @@ def send(arguments: argparse.Namespace) -> int:
         contexts[meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID] = None
     ae = AE(ae_title=arguments.aet)
     ae.maximum_pdu_size = arguments.pdu
+    # A disk that other tests sync may take longer than the 30 s that it waits otherwise.
+    ae.dimse_timeout = 120
     ae.requested_contexts = [build_context(*pair) for pair in contexts]
     context = tls_context(ssl.PROTOCOL_TLS_CLIENT, arguments.tls)
     association = ae.associate(

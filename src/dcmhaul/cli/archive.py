@@ -92,7 +92,7 @@ Example:
 @click.option(
     "--worklist",
     metavar="DIR",
-    help="Worklist items: the *.wl of DIR, or of its folder named like --aet.",
+    help="Worklist items: the *.wl of DIR, or of its folder named like the called title.",
 )
 @click.option("--database", metavar="URL", help="SQLAlchemy URL of the index.")
 @click.option(

@@ -388,7 +388,7 @@ async def _store(
 class _Counted:
     """A sink that tells the unit what became of its instance."""
 
-    __slots__ = ("_incoming", "_sink", "_unit", "discard", "write")
+    __slots__ = ("_incoming", "_sink", "_unit", "discard", "immediate", "write")
 
     def __init__(self, sink: StorageSink, unit: Unit, incoming: IncomingInstance) -> None:
         self._sink = sink
@@ -396,6 +396,7 @@ class _Counted:
         self._incoming = incoming
         self.write = sink.write
         self.discard = sink.discard
+        self.immediate = getattr(sink, "immediate", False)
 
     async def commit(self) -> StoreReply:
         from dcmhaul.engine.retry import is_stored

@@ -127,7 +127,8 @@ class StoreRefused(Exception):
 class StorageSink(Protocol):
     """Takes one dataset. After the last write exactly one of `commit` and `discard` is called.
 
-    A sink that cannot go on (a full disk) remembers it, takes the rest, and says so in `commit`.
+    A sink that cannot go on (a full disk) remembers it, takes the rest, and says so in `commit`. One with
+    a true attribute `immediate` never waits in `commit`: it needs no task beside the one that reads.
     """
 
     async def write(self, data: DatasetSlices) -> None: ...

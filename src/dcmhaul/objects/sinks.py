@@ -346,6 +346,7 @@ class DiscardSink:
     """Counts the bytes and drops them."""
 
     __slots__ = ("length",)
+    immediate = True
 
     def __init__(self) -> None:
         self.length = 0

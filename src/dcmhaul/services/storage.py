@@ -127,6 +127,9 @@ class StorageScp:
         if reply is not None and sink is not None:
             sink.discard()
         if reply is None and sink is not None:
+            if getattr(sink, "immediate", False):
+                await _commit(association, incoming, sink, length, started)
+                return None
             return partial(_commit, association, incoming, sink, length, started)
         await _answer(association, incoming, reply or _STORED, length, started)
         return None

@@ -25,10 +25,8 @@ from dcmhaul.archive.tables import INSTANCE, add_tables
 from dcmhaul.database import DatabaseError
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import DcmhaulError
-from dcmhaul.net.requestor import open_association
 from dcmhaul.objects.paths import sync_data
 from dcmhaul.protocol import statuses
-from dcmhaul.protocol.negotiation import AssociationRequest
 from dcmhaul.protocol.statuses import describe
 from dcmhaul.services.commitment import (
     INSTANCE_UID,
@@ -37,7 +35,6 @@ from dcmhaul.services.commitment import (
     transaction_result,
     transaction_uid,
 )
-from dcmhaul.services.identifiers import QUERY_SYNTAXES
 from dcmhaul.services.normalized import (
     NormalizedAnswer,
     NormalizedRefused,
@@ -45,8 +42,6 @@ from dcmhaul.services.normalized import (
     SopClass,
     n_event_report,
 )
-from dcmhaul.services.retrieve import storage_roles
-from dcmhaul.wire.items import PresentationContextRq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -257,30 +252,9 @@ class CommitmentScp:
 
     async def _tell(self, asked: _Open) -> None:
         """The result, on an association of our own. DcmhaulError where it was not taken."""
-        destination = self._moves.destination(asked.ae_title)
-        assert destination is not None  # only such are delivered
         result = await self._result(asked)
-        request = AssociationRequest(
-            called_ae_title=destination.ae_title,
-            calling_ae_title=self._moves.ae_title,
-            contexts=(
-                PresentationContextRq(
-                    context_id=1,
-                    abstract_syntax=uids.STORAGE_COMMITMENT_PUSH,
-                    transfer_syntaxes=QUERY_SYNTAXES[:2],
-                ),
-            ),
-            roles=storage_roles([uids.STORAGE_COMMITMENT_PUSH]),
-            pdu_length_max=destination.pdu_length_max,
-            pdu_length_send_max=destination.pdu_length_send_max,
-        )
-        async with open_association(
-            destination.host,
-            destination.port,
-            request,
-            timeouts=self._moves.timeouts,
-            options=destination.options,
-            observer=self._moves.observer(destination.node),
+        async with self._moves.reporting(
+            asked.ae_title, uids.STORAGE_COMMITMENT_PUSH
         ) as association:
             response = await n_event_report(
                 association, uids.STORAGE_COMMITMENT_PUSH, INSTANCE_UID, *result

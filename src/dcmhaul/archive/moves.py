@@ -6,6 +6,7 @@ is read when its turn comes, and never held as a whole but where it is small.
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from dcmhaul.errors import (
     PeerTimeout,
     UnreadableInstance,
 )
+from dcmhaul.net.requestor import open_association
 from dcmhaul.net.types import NullObserver, SocketOptions, Timeouts
 from dcmhaul.protocol.negotiation import (
     PDU_LENGTH_DEFAULT,
@@ -40,10 +42,13 @@ from dcmhaul.protocol.negotiation import (
     plan_contexts,
 )
 from dcmhaul.protocol.statuses import describe
+from dcmhaul.services.identifiers import QUERY_SYNTAXES
+from dcmhaul.services.retrieve import storage_roles
 from dcmhaul.services.storage import StorageScu
+from dcmhaul.wire.items import PresentationContextRq
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from dcmhaul.engine.sharing import Slot
     from dcmhaul.net import Association
@@ -52,7 +57,6 @@ if TYPE_CHECKING:
     from dcmhaul.services.move import MoveOrder
     from dcmhaul.services.storage import StoreOutcome
     from dcmhaul.services.suboperations import StoredInstance
-    from dcmhaul.wire.items import PresentationContextRq
 
 __all__ = ["MoveDestination", "MovePolicy", "MoveStatistics", "OutgoingMoves"]
 
@@ -168,6 +172,37 @@ class OutgoingMoves:
         """The known AE of that title, None where there is none."""
         known = self._table.get(ae_title)
         return None if known is None else known[0]
+
+    @asynccontextmanager
+    async def reporting(self, ae_title: str, sop_class_uid: str) -> AsyncIterator[Association]:
+        """An association to a known AE, on which we are the SCP of a class and report events.
+
+        KeyError where the title is not known; what `open_association` raises.
+        """
+        destination, _ = self._table[ae_title]
+        request = AssociationRequest(
+            called_ae_title=destination.ae_title,
+            calling_ae_title=self.ae_title,
+            contexts=(
+                PresentationContextRq(
+                    context_id=1,
+                    abstract_syntax=sop_class_uid,
+                    transfer_syntaxes=QUERY_SYNTAXES[:2],
+                ),
+            ),
+            roles=storage_roles([sop_class_uid]),
+            pdu_length_max=destination.pdu_length_max,
+            pdu_length_send_max=destination.pdu_length_send_max,
+        )
+        async with open_association(
+            destination.host,
+            destination.port,
+            request,
+            timeouts=self.timeouts,
+            options=destination.options,
+            observer=self.observer(destination.node),
+        ) as association:
+            yield association
 
     async def move(self, order: MoveOrder) -> str:
         """Sends what the order holds; as services.move.Mover says."""

@@ -13,10 +13,16 @@ from dcmhaul import uids
 from dcmhaul.archive.tables import add_tables
 from dcmhaul.database import DatabaseError
 from dcmhaul.protocol import statuses
-from dcmhaul.services.normalized import NormalizedAnswer, NormalizedRefused, SopClass
+from dcmhaul.services.normalized import (
+    NormalizedAnswer,
+    NormalizedRefused,
+    SopClass,
+    check_present,
+    give_attributes,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from pydicom.dataset import Dataset
     from sqlalchemy.engine import Connection
@@ -83,7 +89,7 @@ class ProcedureSteps:
 
     async def _create(self, request: NormalizedRequest) -> NormalizedAnswer:
         attributes = _dataset(request)
-        _check_present(attributes, (*_REQUIRED, _STATUS))
+        check_present(attributes, (*_REQUIRED, _STATUS))
         if _status(attributes) != IN_PROGRESS:
             raise NormalizedRefused(
                 statuses.INVALID_ATTRIBUTE_VALUE,
@@ -91,7 +97,7 @@ class ProcedureSteps:
                 attributes=(_STATUS,),
             )
         for item in attributes[_SCHEDULED_STEPS].value:
-            _check_present(item, (_STUDY_INSTANCE_UID,))
+            check_present(item, (_STUDY_INSTANCE_UID,))
         uid = request.sop_instance_uid or uids.new_uid()
         await self._write(partial(_insert, uid, attributes, request.calling_ae_title))
         return NormalizedAnswer(sop_instance_uid=uid)
@@ -110,21 +116,8 @@ class ProcedureSteps:
         return NormalizedAnswer()
 
     async def _get(self, request: NormalizedRequest) -> NormalizedAnswer:
-        from pydicom.dataset import Dataset
-
         held = await self._database.read(partial(_read, request.sop_instance_uid))
-        wanted = Dataset()
-        for tag in request.attributes or held.keys():
-            if tag in held:
-                wanted[tag] = held[tag]
-        if "SpecificCharacterSet" in held:
-            wanted.SpecificCharacterSet = held.SpecificCharacterSet
-        unknown = tuple(tag for tag in request.attributes if tag not in held)
-        return NormalizedAnswer(
-            status=statuses.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if unknown else statuses.SUCCESS,
-            dataset=wanted,
-            attributes=unknown,
-        )
+        return give_attributes(held, request.attributes)
 
     async def _write(self, write: Callable[[Connection], None]) -> None:
         try:
@@ -143,19 +136,6 @@ def _dataset(request: NormalizedRequest) -> Dataset:
 
 def _status(attributes: Dataset) -> str:
     return str(attributes[_STATUS].value or "").strip()
-
-
-def _check_present(attributes: Dataset, tags: Iterable[int]) -> None:
-    """NormalizedRefused where an attribute is missing or empty; all of them are named."""
-    wanted = tuple(tags)
-    if missing := tuple(tag for tag in wanted if tag not in attributes):
-        raise NormalizedRefused(
-            statuses.MISSING_ATTRIBUTE, "required attributes are missing", attributes=missing
-        )
-    if empty := tuple(tag for tag in wanted if not attributes[tag].value):
-        raise NormalizedRefused(
-            statuses.MISSING_ATTRIBUTE_VALUE, "required attributes are empty", attributes=empty
-        )
 
 
 def _find(uid: str, connection: Connection) -> sa.Row[Any]:
@@ -200,7 +180,7 @@ def _update(uid: str, changes: Dataset, connection: Connection, *, strict: bool)
     attributes = _read(uid, connection)
     attributes.update(changes)
     if strict and _status(attributes) in FINAL:
-        _check_present(attributes, _REQUIRED_AT_END)
+        check_present(attributes, _REQUIRED_AT_END)
     connection.execute(
         _STEP.update().where(_STEP.c.sop_instance_uid == uid).values(**_values(attributes))
     )

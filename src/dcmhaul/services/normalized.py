@@ -50,6 +50,8 @@ __all__ = [
     "NormalizedResponse",
     "NormalizedScp",
     "SopClass",
+    "check_present",
+    "give_attributes",
     "n_action",
     "n_create",
     "n_delete",
@@ -368,6 +370,42 @@ class NormalizedRefused(Exception):
             offending=offending,
             error_id=error_id,
         )
+
+
+def check_present(attributes: Dataset, tags: Iterable[int]) -> None:
+    """NormalizedRefused where an attribute is missing or empty; all of them are named."""
+    wanted = tuple(tags)
+    if missing := tuple(tag for tag in wanted if tag not in attributes):
+        raise NormalizedRefused(
+            statuses.MISSING_ATTRIBUTE, "required attributes are missing", attributes=missing
+        )
+    if empty := tuple(tag for tag in wanted if _is_empty(attributes[tag].value)):
+        raise NormalizedRefused(
+            statuses.MISSING_ATTRIBUTE_VALUE, "required attributes are empty", attributes=empty
+        )
+
+
+def _is_empty(value: object) -> bool:
+    return not value and value != 0
+
+
+def give_attributes(held: Dataset, tags: Iterable[int]) -> NormalizedAnswer:
+    """What answers an N-GET: those attributes, () for all, and 0001 where some are not held."""
+    from pydicom.dataset import Dataset
+
+    wanted = Dataset()
+    asked = tuple(tags)
+    for tag in asked or held.keys():
+        if tag in held:
+            wanted[tag] = held[tag]
+    if "SpecificCharacterSet" in held:
+        wanted.SpecificCharacterSet = held.SpecificCharacterSet
+    unknown = tuple(tag for tag in asked if tag not in held)
+    return NormalizedAnswer(
+        status=statuses.OPTIONAL_ATTRIBUTES_NOT_SUPPORTED if unknown else statuses.SUCCESS,
+        dataset=wanted,
+        attributes=unknown,
+    )
 
 
 Operation = Callable[[NormalizedRequest], Awaitable[NormalizedAnswer]]

@@ -1,4 +1,4 @@
-"""Query (PS3.4 Annexes C and K): C-FIND in both roles, for every model that has it."""
+"""Query (PS3.4 Annexes C, K and CC): C-FIND in both roles, for every model that has it."""
 
 from __future__ import annotations
 
@@ -88,6 +88,9 @@ class QueryModel(Enum):
         uids.PATIENT_STUDY_ONLY_MOVE,
     )
     WORKLIST = (uids.MODALITY_WORKLIST_FIND, "", "")
+    UNIFIED_STEP_PULL = (uids.UNIFIED_STEP_PULL, "", "")
+    UNIFIED_STEP_WATCH = (uids.UNIFIED_STEP_WATCH, "", "")
+    UNIFIED_STEP_QUERY = (uids.UNIFIED_STEP_QUERY, "", "")
 
     @property
     def find_uid(self) -> str:

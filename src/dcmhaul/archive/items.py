@@ -246,12 +246,19 @@ class WorklistQuery:
             tree = parse_item(data, transfer_syntax_uid, length_max=length_max)
         except InvalidItem as exc:
             raise InvalidIdentifier(f"the identifier is broken: {exc}"[:64]) from exc
+        self._tree = tree
         self._keys = _Keys(tree)
         self._transfer_syntax_uid = transfer_syntax_uid
 
     def responses(self, items: list[Tree]) -> list[bytes]:
         """The encoded responses for those of the items that match, in their order."""
         return [self._encode(item) for item in items if self._keys.match(item)]
+
+    def single_value(self, tag: int) -> str | None:
+        """The value of a key that is compared for equality (PS3.4 §C.2.2.2.1); None where it is not."""
+        element = self._tree.get(tag)
+        values = _texts(element, "") if element is not None else []
+        return values[0] if len(values) == 1 and not set("*?") & set(values[0]) else None
 
     def _encode(self, item: Tree) -> bytes:
         data = b"".join(self._keys.answer(item))

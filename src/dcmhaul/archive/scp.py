@@ -31,6 +31,8 @@ from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
 from dcmhaul.archive.steps import ProcedureSteps
 from dcmhaul.archive.store import Refused, Store, StoredInstance, check_uids
 from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
+from dcmhaul.archive.unified import MODELS as UNIFIED_MODELS
+from dcmhaul.archive.unified import UnifiedSteps
 from dcmhaul.archive.worklist import Worklist
 from dcmhaul.database import (
     CommitFailed,
@@ -148,6 +150,7 @@ class Archive:
             database, store, moves, durable=durability is not Durability.NONE, report=report
         )
         self.steps = ProcedureSteps(database, strict=strict)
+        self.unified = UnifiedSteps(database, moves, report=report)
         self._held = 0
         self._doubtful: list[Place] = []
         self._holds = Totals()
@@ -186,9 +189,18 @@ class Archive:
                 models=(QueryModel.WORKLIST,),
                 matches_max=matches_max,
             ),
+            FindScp(
+                self.unified.find, encoded=True, models=UNIFIED_MODELS, matches_max=matches_max
+            ),
             GetScp(self.select, encoded=True, models=models, extra_classes=extra, relational=True),
             MoveScp(self.select, self._moves, encoded=True, models=models, relational=True),
-            NormalizedScp([self.commitments.sop_class, *self.steps.sop_classes]),
+            NormalizedScp(
+                [
+                    self.commitments.sop_class,
+                    *self.steps.sop_classes,
+                    *self.unified.sop_classes,
+                ]
+            ),
         ]
 
     def statistics(self) -> ArchiveStatistics:
@@ -421,6 +433,7 @@ class Archive:
         self._holds = await self._database.read(index.totals)
         await self.commitments.open()
         await self.steps.open()
+        await self.unified.open()
 
 
 def _selected(received: Received) -> Selected:
@@ -498,6 +511,7 @@ async def open_archive(
             await archive._start()
             async with flat_nursery() as nursery:
                 nursery.start_soon(archive.commitments.run)
+                nursery.start_soon(archive.unified.run)
                 yield archive
                 nursery.cancel_scope.cancel()
         finally:

@@ -33,6 +33,7 @@ VERBS = {
     "archive": "an embedded archive: stores, answers queries, sends back",
     "commit": "storage commitment: have a peer promise to keep instances",
     "mpps": "modality performed procedure step: tell of one, as a modality does",
+    "ups": "unified procedure steps: make, find, claim, end and watch them",
     "n-create": "N-CREATE: make a SOP instance",
     "n-set": "N-SET: change a SOP instance",
     "n-get": "N-GET: ask for attributes of a SOP instance",

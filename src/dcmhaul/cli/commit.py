@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from dcmhaul.net import Association
     from dcmhaul.objects.sources import FailedEntry, SkippedEntry
     from dcmhaul.services.commitment import Commitments, Reference, Transaction
-    from dcmhaul.services.provider import Service
 
 __all__ = ["command"]
 
@@ -170,42 +167,16 @@ class _Commit:
         """The results come on associations that the peer opens."""
         import trio
 
-        from dcmhaul.cli.network import socket_options
-        from dcmhaul.cli.server import listening_port, server_timeouts
-        from dcmhaul.cli.tls import server_tls
-        from dcmhaul.engine.scheduler import flat_nursery
-        from dcmhaul.net import serve_associations
+        from dcmhaul.cli.server import listening_scp
         from dcmhaul.services.normalized import NormalizedScp
-        from dcmhaul.services.provider import acceptor_policy, serve_services
-        from dcmhaul.services.verification import VerificationScp
 
-        services: list[Service] = [NormalizedScp([commitments.sop_class]), VerificationScp()]
-        options = socket_options(self.network)
-        configured = self.session.configuration.receive_tls
-        if configured is not None or self.network.tls.key_pair is not None:
-            context = server_tls(self.network.tls, configured, self.session.console.warn)
-            options = replace(options, tls=context)
-        async with flat_nursery() as nursery:
-            addresses = await nursery.start(
-                partial(
-                    serve_associations,
-                    lambda association: serve_services(association, services),
-                    acceptor_policy(services, ae_title=None),
-                    host=(self.bind or "0.0.0.0").strip("[]"),
-                    port=listening_port(port),
-                    timeouts=server_timeouts(self.network),
-                    options=options,
-                )
-            )
-            for host, number in addresses:
-                shown = f"[{host}]" if ":" in host else host
-                self.session.console.always(f"listening on {shown}:{number} as {self._title}")
+        services = [NormalizedScp([commitments.sop_class])]
+        async with listening_scp(self.session, self.network, services, port, self.bind):
             async with self._associated() as association:
                 asked = await self._request(association, transactions, commitments)
             with trio.move_on_after(self._seconds()):
                 for transaction in asked:
                     await transaction.done.wait()
-            nursery.cancel_scope.cancel()
 
     @asynccontextmanager
     async def _associated(self) -> AsyncIterator[Association]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections import Counter
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -25,14 +26,16 @@ from dcmhaul.cli.network import (
 from dcmhaul.cli.output import Progress, TransferCount, show_progress
 from dcmhaul.cli.tls import server_tls
 from dcmhaul.config import DEFAULT_AE_TITLE, ae_title, port_number
+from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import ConfigurationError
 from dcmhaul.net import AcceptorLimits, NullObserver, Timeouts, serve_associations
 from dcmhaul.objects.paths import SpaceWatch
 from dcmhaul.services.provider import acceptor_policy, serve_services
 from dcmhaul.services.storage import proposes_storage
+from dcmhaul.services.verification import VerificationScp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from dcmhaul.cli.session import NetworkOptions, Session
     from dcmhaul.config import Node, TlsSettings
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from dcmhaul.protocol.events import Role
     from dcmhaul.services.provider import Service
 
-__all__ = ["Server", "allowed_callers", "listening_port"]
+__all__ = ["Server", "allowed_callers", "listening_port", "listening_scp"]
 
 
 # Of so many associations one is kept for callers that the configuration names.
@@ -53,6 +56,41 @@ _PROMISES = {
     "batch": "0000 is answered after syncs that several objects share",
     "none": "0000 says that the bytes arrived; a crash of the system may lose them",
 }
+
+
+@asynccontextmanager
+async def listening_scp(
+    session: Session,
+    network: NetworkOptions,
+    services: Iterable[Service],
+    port: str,
+    bind: str | None,
+) -> AsyncIterator[None]:
+    """Serves these, and C-ECHO, to any called title during the block; says where. Then all is aborted."""
+    offered: list[Service] = [*services, VerificationScp()]
+    options = socket_options(network)
+    configured = session.configuration.receive_tls
+    if configured is not None or network.tls.key_pair is not None:
+        context = server_tls(network.tls, configured, session.console.warn)
+        options = replace(options, tls=context)
+    async with flat_nursery() as nursery:
+        addresses = await nursery.start(
+            partial(
+                serve_associations,
+                lambda association: serve_services(association, offered),
+                acceptor_policy(offered, ae_title=None),
+                host=(bind or "0.0.0.0").strip("[]"),
+                port=listening_port(port),
+                timeouts=server_timeouts(network),
+                options=options,
+            )
+        )
+        title = network.calling_ae_title or DEFAULT_AE_TITLE
+        for host, number in addresses:
+            shown = f"[{host}]" if ":" in host else host
+            session.console.always(f"listening on {shown}:{number} as {title}")
+        yield
+        nursery.cancel_scope.cancel()
 
 
 def listening_port(text: str) -> int:

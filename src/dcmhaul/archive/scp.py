@@ -25,6 +25,8 @@ from dcmhaul.archive.importing import ImportSummary, import_files
 from dcmhaul.archive.index import Added, Addition, Duplicates, Index, Object, Totals
 from dcmhaul.archive.linking import link_folder
 from dcmhaul.archive.moves import MoveStatistics, OutgoingMoves
+from dcmhaul.archive.notices import AvailabilityNotices
+from dcmhaul.archive.printing import PrintScp
 from dcmhaul.archive.query import FindQuery, Root, Selected, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
 from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
@@ -151,6 +153,8 @@ class Archive:
         )
         self.steps = ProcedureSteps(database, strict=strict)
         self.unified = UnifiedSteps(database, moves, report=report)
+        self.notices = AvailabilityNotices(database)
+        self._printing = PrintScp(ae_title)
         self._held = 0
         self._doubtful: list[Place] = []
         self._holds = Totals()
@@ -199,6 +203,8 @@ class Archive:
                     self.commitments.sop_class,
                     *self.steps.sop_classes,
                     *self.unified.sop_classes,
+                    self.notices.sop_class,
+                    *self._printing.sop_classes,
                 ]
             ),
         ]
@@ -434,6 +440,7 @@ class Archive:
         await self.commitments.open()
         await self.steps.open()
         await self.unified.open()
+        await self.notices.open()
 
 
 def _selected(received: Received) -> Selected:

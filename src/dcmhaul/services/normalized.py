@@ -315,11 +315,13 @@ async def _response(
 class NormalizedRequest:
     """One request as an operation of a SOP class gets it.
 
-    sop_instance_uid: "" where an N-CREATE leaves the choice to the SCP. type_id: of the event or the
-    action. attributes: the tags that an N-GET asks for, () for all. dataset: None without one.
+    context: its abstract syntax. sop_instance_uid: "" where an N-CREATE leaves the choice to the SCP.
+    type_id: of the event or the action. attributes: the tags that an N-GET asks for, () for all.
+    dataset: None without one.
     """
 
     operation: str
+    context: str
     sop_class_uid: str
     sop_instance_uid: str
     type_id: int | None
@@ -521,6 +523,7 @@ class NormalizedScp:
         dataset = await _dataset(operation, request, data, context.transfer_syntax)
         return perform, NormalizedRequest(
             operation=operation,
+            context=context.abstract_syntax,
             sop_class_uid=sop_class,
             sop_instance_uid=instance,
             type_id=getattr(request, "action_type_id", getattr(request, "event_type_id", None)),

@@ -5,9 +5,11 @@ Migrations are in `dcmhaul.migrate`.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+
+import trio
 
 from dcmhaul import uids
 from dcmhaul.archive import Archive, open_archive
@@ -15,7 +17,7 @@ from dcmhaul.config import ANY_SCP, DEFAULT_AE_TITLE, Configuration, Peer, TlsSe
 from dcmhaul.engine.pool import AssociationPool, PoolPolicy
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.engine.sender import FileSender, Reencoding, scan_files
-from dcmhaul.errors import DcmhaulError, UnreadableInstance
+from dcmhaul.errors import AssociationAborted, DcmhaulError, UnreadableInstance
 from dcmhaul.net import (
     AcceptorLimits,
     Association,
@@ -30,6 +32,7 @@ from dcmhaul.objects.sinks import FolderSinks
 from dcmhaul.objects.sources import FailedEntry, SkippedEntry
 from dcmhaul.protocol.negotiation import AssociationRequest
 from dcmhaul.protocol.statuses import describe
+from dcmhaul.services.commitment import Commitments, request_commitment
 from dcmhaul.services.move import move
 from dcmhaul.services.normalized import (
     NormalizedAnswer,
@@ -45,7 +48,7 @@ from dcmhaul.services.normalized import (
     n_get,
     n_set,
 )
-from dcmhaul.services.provider import Service, acceptor_policy, serve_services
+from dcmhaul.services.provider import Service, acceptor_policy, serve_services, serve_until
 from dcmhaul.services.query import FindResponse, FindScp, QueryModel, find
 from dcmhaul.services.retrieve import GetScp, RetrieveResponse, get, storage_roles
 from dcmhaul.services.storage import StorageScp, StoreOutcome
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from dcmhaul.net import Observer
+    from dcmhaul.services.commitment import Reference
 
 __all__ = [
     "Archive",
@@ -83,6 +87,7 @@ __all__ = [
     "Timeouts",
     "TlsSettings",
     "VerificationScp",
+    "commit",
     "describe",
     "echo",
     "find",
@@ -280,3 +285,24 @@ def _failure(told: StoreOutcome | SkippedEntry | FailedEntry) -> DcmhaulError | 
     if told.error is not None or told.status is None:
         return told.error
     return DcmhaulError(f"{told.instance.label}: the peer answered {describe(told.status)}")
+
+
+async def commit(
+    association: Association, references: Iterable[Reference], *, seconds: float = 300.0
+) -> dict[str, int | None]:
+    """Storage Commitment (PS3.4 Annex J) of instances, by SOP Class and SOP Instance UID.
+
+    The association proposes STORAGE_COMMITMENT_PUSH, and the result is waited for on it, for so many
+    seconds. By SOP Instance UID: 0 is committed, else the Failure Reason, None where nothing was said.
+    DcmhaulError where the request is refused; raises what `n_action` raises.
+    """
+    commitments = Commitments()
+    services = [NormalizedScp([commitments.sop_class])]
+    transaction = commitments.begin(list(references))
+    response = await request_commitment(association, transaction, services)
+    if response.status:
+        raise DcmhaulError(f"the peer answered {describe(response.status, 'N-ACTION')}")
+    # Where the peer ends the association it has no result for us on it.
+    with trio.move_on_after(seconds), suppress(AssociationAborted):
+        await serve_until(association, services, transaction.done)
+    return {uid: transaction.outcomes.get(uid) for _, uid in transaction.references}

@@ -103,6 +103,22 @@ async def test_normalized(tmp_path: Path) -> None:
         assert await run_example("Normalized", tmp_path, ARCHIVE=peer) == "IN PROGRESS\n"
 
 
+async def test_commitment(tmp_path: Path) -> None:
+    images(tmp_path)
+    async with serving(tmp_path / "archive") as peer:
+        assert await run_example("Commitment", tmp_path, ARCHIVE=peer) == "0x0000\n0x0112\n"
+
+
+async def test_unified(tmp_path: Path) -> None:
+    async with serving(tmp_path / "archive", filled=False) as peer:
+        said = (await run_example("Unified", tmp_path, ARCHIVE=peer)).splitlines()
+    assert said == [
+        "0x0000 Success",
+        "0x0000 Success",
+        "0xB304 Warning: already in the requested state of CANCELED",
+    ]
+
+
 async def test_serving(tmp_path: Path) -> None:
     images(tmp_path)
     said = await run_example("Serving", tmp_path)
@@ -253,6 +269,39 @@ async def test_an_answer_that_is_a_failure_is_raised(tmp_path: Path) -> None:
     async with dcmhaul.serve([dcmhaul.StorageScp(refuse)]) as peer:
         with pytest.raises(dcmhaul.DcmhaulError, match=r"CT_small\.dcm: .* 0xA700"):
             await dcmhaul.send(peer, [IMAGES[0]])
+
+
+COMMITMENT = uids.STORAGE_COMMITMENT_PUSH
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_commitment_without_a_result(ends: bool) -> None:
+    """The peer ends the association, or says nothing for as long as is waited."""
+
+    async def act(request: dcmhaul.NormalizedRequest) -> dcmhaul.NormalizedAnswer:
+        after = request.association.release if ends else trio.lowlevel.checkpoint
+        return dcmhaul.NormalizedAnswer(afterwards=after)
+
+    scp = dcmhaul.NormalizedScp([dcmhaul.SopClass(uid=COMMITMENT, operations={"N-ACTION": act})])
+    async with (
+        dcmhaul.serve([scp]) as peer,
+        dcmhaul.open_association(peer, [COMMITMENT]) as association,
+    ):
+        seconds = 30 if ends else 0.1
+        with trio.fail_after(10):
+            outcomes = await dcmhaul.commit(
+                association, [(uids.VERIFICATION, "1.2.3")], seconds=seconds
+            )
+        assert outcomes == {"1.2.3": None}
+
+
+async def test_a_commitment_that_is_refused(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, filled=False) as peer,
+        dcmhaul.open_association(peer, [COMMITMENT]) as association,
+    ):
+        with pytest.raises(dcmhaul.DcmhaulError, match="0x0106"):
+            await dcmhaul.commit(association, [("", "")])
 
 
 async def test_a_class_that_is_not_accepted_is_raised() -> None:

@@ -293,6 +293,20 @@ async def test_texts_of_two_character_sets_are_kept(tmp_path: Path) -> None:
         assert step.ProcedureStepLabel == "Щит"
 
 
+async def test_a_step_does_not_grow_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unified_changes, "STEP_LENGTH_MAX", 1000)
+    async with serving(tmp_path) as association:
+        assert (await create(association)).status == 0
+        assert (
+            await set_(association, item(CommentsOnTheScheduledProcedureStep="x" * 400))
+        ).status == 0
+        changes = item(ReasonForCancellation="y" * 400)
+        assert (await set_(association, changes)).status == 0x0213
+        assert "ReasonForCancellation" not in await held(association)
+
+
 async def test_a_step_survives_a_restart(tmp_path: Path) -> None:
     async with serving(tmp_path) as association:
         await in_state(association, unified.IN_PROGRESS)

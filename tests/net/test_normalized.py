@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -277,8 +277,8 @@ async def test_a_dataset_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     big.FilmSessionLabel = "x" * 60
     big.PrintPriority = "LOW"
     big.PatientComments = "y" * 60
-    sessions = Sessions({"1.2.3": big})
-    async with conversing(sessions.offered()) as association:
+    offered = replace(Sessions({"1.2.3": big}).offered(), dataset_length_max=90)
+    async with conversing(offered) as association:
         assert (await n_create(association, SESSION, "1.2.4", big)).status == 0x0213
         with pytest.raises(RemoteProtocolError, match="above 100 bytes"):
             await n_get(association, SESSION, "1.2.3")

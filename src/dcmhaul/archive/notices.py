@@ -15,6 +15,7 @@ from dcmhaul.archive.tables import add_tables
 from dcmhaul.database import DatabaseError
 from dcmhaul.protocol import statuses
 from dcmhaul.services.normalized import (
+    STEP_LENGTH_MAX,
     NormalizedAnswer,
     NormalizedRefused,
     SopClass,
@@ -68,7 +69,9 @@ class AvailabilityNotices:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.sop_class = SopClass(
-            uid=uids.INSTANCE_AVAILABILITY_NOTIFICATION, operations={"N-CREATE": self._create}
+            uid=uids.INSTANCE_AVAILABILITY_NOTIFICATION,
+            operations={"N-CREATE": self._create},
+            dataset_length_max=STEP_LENGTH_MAX,
         )
 
     async def open(self) -> None:

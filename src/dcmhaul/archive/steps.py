@@ -14,6 +14,7 @@ from dcmhaul.archive.tables import add_tables
 from dcmhaul.database import DatabaseError
 from dcmhaul.protocol import statuses
 from dcmhaul.services.normalized import (
+    STEP_LENGTH_MAX,
     NormalizedAnswer,
     NormalizedRefused,
     SopClass,
@@ -76,6 +77,7 @@ class ProcedureSteps:
             SopClass(
                 uid=uids.MODALITY_PERFORMED_PROCEDURE_STEP,
                 operations={"N-CREATE": self._create, "N-SET": self._set},
+                dataset_length_max=STEP_LENGTH_MAX,
             ),
             SopClass(
                 uid=uids.MODALITY_PERFORMED_PROCEDURE_STEP_RETRIEVE,

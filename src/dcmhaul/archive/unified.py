@@ -20,6 +20,7 @@ from dcmhaul.services.identifiers import (
     QueryRefused,
 )
 from dcmhaul.services.normalized import (
+    STEP_LENGTH_MAX,
     NormalizedAnswer,
     NormalizedRefused,
     SopClass,
@@ -83,6 +84,7 @@ class UnifiedSteps:
             SopClass(
                 uid=uids.UNIFIED_STEP_PUSH,
                 contexts=(context,),
+                dataset_length_max=STEP_LENGTH_MAX,
                 operations={
                     "N-GET": self._get,
                     **({"N-ACTION": partial(self._act, offered)} if offered else {}),

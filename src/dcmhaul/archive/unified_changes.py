@@ -22,6 +22,7 @@ from dcmhaul.services.identifiers import (
     encode_identifier,
 )
 from dcmhaul.services.normalized import (
+    STEP_LENGTH_MAX,
     NormalizedRefused,
     check_present,
 )
@@ -118,7 +119,7 @@ _CONTACT: Final = (0x0074100A, 0x0074100C)
 
 KEPT_SECONDS: Final = 30 * 24 * 3600
 """A step that ended, and on which no deletion lock is, stays for so long."""
-_ELEMENTS_MAX: Final = 50_000
+_ELEMENTS_MAX: Final = 500_000
 _PAGE: Final = 128
 
 METADATA: Final = subscriptions.METADATA
@@ -198,9 +199,14 @@ def _now() -> str:
 
 def _encode(attributes: Dataset) -> bytes:
     try:
-        return encode_identifier(attributes, uids.EXPLICIT_VR_LITTLE_ENDIAN)
+        data = encode_identifier(attributes, uids.EXPLICIT_VR_LITTLE_ENDIAN)
     except ValueError as exc:
         raise NormalizedRefused(statuses.INVALID_ATTRIBUTE_VALUE, str(exc)[:64]) from exc
+    if len(data) > STEP_LENGTH_MAX:
+        raise NormalizedRefused(
+            statuses.RESOURCE_LIMITATION, f"the step has over {STEP_LENGTH_MAX} bytes"
+        )
+    return data
 
 
 def _decode(data: bytes) -> Dataset:

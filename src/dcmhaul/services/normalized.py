@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATASET_LENGTH_MAX",
+    "STEP_LENGTH_MAX",
     "NormalizedAnswer",
     "NormalizedRefused",
     "NormalizedRequest",
@@ -64,6 +65,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 DATASET_LENGTH_MAX: Final = 16 * 1024 * 1024
 """Octets of a dataset that are taken, in either role: a commitment names a hundred thousand instances."""
+STEP_LENGTH_MAX: Final = 4 * 1024 * 1024
+"""The same for what is kept in a database, and changed on its one writer thread."""
 _ELEMENTS_MAX: Final = 500_000
 # pydicom works for milliseconds on a dataset of this size; a thread then keeps others going.
 _THREAD_LENGTH: Final = 64 * 1024
@@ -421,6 +424,7 @@ class SopClass:
     operations: by name, such as "N-ACTION"; any other is answered 0211. contexts: the abstract syntaxes
     under which it comes, () for its own alone. well_known: the one instance UID that there is.
     from_scp: an association requestor may be the SCP (PS3.7 §D.3.3.4), who reports events to us.
+    dataset_length_max: octets of a request's dataset; what is longer is answered 0213.
     """
 
     uid: str
@@ -428,6 +432,7 @@ class SopClass:
     contexts: tuple[str, ...] = ()
     well_known: str = ""
     from_scp: bool = False
+    dataset_length_max: int = DATASET_LENGTH_MAX
 
     @property
     def abstract_syntaxes(self) -> tuple[str, ...]:
@@ -462,9 +467,9 @@ class NormalizedScp:
         context, request = incoming
         assert isinstance(request, Request)  # the provider dispatches by type
         operation = _OPERATIONS[type(request)]
-        data = (
-            await association.read_dataset_bytes(DATASET_LENGTH_MAX) if request.has_dataset else b""
-        )
+        offered = self._classes.get((context.abstract_syntax, _sop_class(request)))
+        limit = DATASET_LENGTH_MAX if offered is None else offered.dataset_length_max
+        data = await association.read_dataset_bytes(limit) if request.has_dataset else b""
         try:
             perform, asked = await self._read(association, incoming, operation, data)
             answered = await perform(asked)
@@ -493,9 +498,7 @@ class NormalizedScp:
     ) -> tuple[Operation, NormalizedRequest]:
         """What is asked of whom. NormalizedRefused where that is nobody, or nothing."""
         context, request = incoming
-        sop_class = getattr(request, "affected_sop_class_uid", "") or getattr(
-            request, "requested_sop_class_uid", ""
-        )
+        sop_class = _sop_class(request)
         instance = (
             getattr(request, "affected_sop_instance_uid", "")
             or getattr(request, "requested_sop_instance_uid", "")
@@ -520,6 +523,10 @@ class NormalizedScp:
                 raise NormalizedRefused(
                     statuses.NO_SUCH_SOP_INSTANCE, "not the well-known instance of this SOP Class"
                 )
+        if data is None:
+            raise NormalizedRefused(
+                statuses.RESOURCE_LIMITATION, f"dataset above {offered.dataset_length_max} bytes"
+            )
         dataset = await _dataset(operation, request, data, context.transfer_syntax)
         return perform, NormalizedRequest(
             operation=operation,
@@ -533,14 +540,17 @@ class NormalizedScp:
         )
 
 
+def _sop_class(request: DimseMessage) -> str:
+    uid: str = getattr(request, "affected_sop_class_uid", "") or getattr(
+        request, "requested_sop_class_uid", ""
+    )
+    return uid
+
+
 async def _dataset(
-    operation: str, request: DimseMessage, data: bytes | None, transfer_syntax: str
+    operation: str, request: DimseMessage, data: bytes, transfer_syntax: str
 ) -> Dataset | None:
     """What came with the request; dropped where none belongs."""
-    if data is None:
-        raise NormalizedRefused(
-            statuses.RESOURCE_LIMITATION, f"dataset above {DATASET_LENGTH_MAX} bytes"
-        )
     if not request.has_dataset:
         if operation == "N-SET":
             raise NormalizedRefused(statuses.MISTYPED_ARGUMENT, "N-SET without a Modification List")

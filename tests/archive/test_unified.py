@@ -107,7 +107,10 @@ class Watcher:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *known: dcmhaul.Peer, lines: list[str] | None = None
+    folder: Path,
+    *known: dcmhaul.Peer,
+    lines: list[str] | None = None,
+    database_url: str | None = None,
 ) -> AsyncIterator[Association]:
     """An association with an archive that knows these AEs."""
     moves = OutgoingMoves(
@@ -122,7 +125,9 @@ async def serving(
     )
     report = (lines if lines is not None else []).append
     async with (
-        dcmhaul.open_archive(folder, ae_title="ARCHIVE", moves=moves, report=report) as archive,
+        dcmhaul.open_archive(
+            folder, ae_title="ARCHIVE", moves=moves, report=report, database_url=database_url
+        ) as archive,
         dcmhaul.serve(archive.services(), ae_title="ARCHIVE") as peer,
         dcmhaul.open_association(peer, CONTEXTS, calling_ae_title="ME") as association,
     ):
@@ -405,12 +410,12 @@ async def test_a_query_that_cannot_be_understood(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def watched(
-    folder: Path, *, title: str = "WATCHER"
+    folder: Path, *, database_url: str | None = None
 ) -> AsyncIterator[tuple[Association, Watcher]]:
     watcher = Watcher()
     async with (
-        dcmhaul.serve(watcher.services, ae_title=title) as peer,
-        serving(folder, peer) as association,
+        dcmhaul.serve(watcher.services, ae_title="WATCHER") as peer,
+        serving(folder, peer, database_url=database_url) as association,
     ):
         yield association, watcher
 

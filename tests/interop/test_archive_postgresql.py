@@ -8,8 +8,11 @@ import pytest
 import trio
 
 from dcmhaul import uids
-from dcmhaul.archive import open_archive
+from dcmhaul.archive import open_archive, unified_changes
 from dcmhaul.errors import ConfigurationError
+from dcmhaul.services import unified
+from dcmhaul.services.query import QueryModel
+from tests.archive import test_unified
 from tests.archive.made import instance, real_files
 from tests.archive.serving import serving
 from tests.archive.test_archive import contents, store
@@ -50,6 +53,27 @@ async def test_stores_finds_and_gives_out(tmp_path: Path, postgresql_url: str) -
     async with open_archive(folder, database_url=postgresql_url) as archive:
         assert archive.recovery.lines() == []
         assert archive.statistics().holds.instances == len(paths) + 1
+
+
+async def test_procedure_steps_and_who_hears_of_them(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unified_changes, "KEPT_SECONDS", -10)
+    async with test_unified.watched(tmp_path, database_url=postgresql_url) as (scu, watcher):
+        for number in range(3):
+            await test_unified.create(scu, uid=f"1.2.{number}")
+        assert (await test_unified.create(scu, uid="1.2.0")).status == 0x0111
+        assert (await unified.subscribe(scu, "WATCHER", "1.2.1", deletion_lock=True)).status == 0
+        assert (await unified.subscribe(scu, "WATCHER")).status == 0
+        assert await watcher.states(1) == [("1.2.1", "SCHEDULED")]
+        for number in range(2):
+            await unified.request_cancel(scu, f"1.2.{number}")
+        assert len(await watcher.states(4)) == 4
+        await test_unified.create(scu, uid="1.2.9")  # which forgets what ended and is not locked
+        keys = test_unified.item(ProcedureStepState="", SOPInstanceUID="")
+        model = QueryModel.UNIFIED_STEP_PULL
+        found = await test_unified.found(scu, keys, model)
+        assert [step.SOPInstanceUID for step in found] == ["1.2.1", "1.2.2", "1.2.9"]
 
 
 async def test_a_job_that_fails_is_undone_alone(tmp_path: Path, postgresql_url: str) -> None:

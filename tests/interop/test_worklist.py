@@ -12,15 +12,17 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
+from pynetdicom import AE, evt
 
 from dcmhaul.cli import main
+from dcmhaul.uids import MODALITY_WORKLIST_FIND
 from tests.interop import peers
 from tests.net.test_cli import process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from tests.net.test_cli import Process
 
@@ -323,3 +325,58 @@ def test_a_new_file_is_there_for_both(
     finally:
         new.unlink()
         (wlmscpfs.folder / "broken.wl").unlink()
+
+
+# -- pynetdicom ---------------------------------------------------------------------------------
+
+
+def asked() -> Dataset:
+    step = Dataset()
+    step.Modality = "CT"
+    step.ScheduledProcedureStepStartDate = "20260101-20260131"
+    keys = Dataset()
+    keys.PatientName = ""
+    keys.ScheduledProcedureStepSequence = Sequence([step])
+    return keys
+
+
+def test_pynetdicom_asks_the_archive(archive: Process) -> None:
+    ae = AE("MODALITY")
+    ae.add_requested_context(MODALITY_WORKLIST_FIND)
+    association = ae.associate(peers.LOOPBACK, archive.port, ae_title="RIS")
+    assert association.is_established
+    answers = list(association.send_c_find(asked(), MODALITY_WORKLIST_FIND))
+    association.release()
+    assert [status.Status for status, _ in answers] == [0xFF00, 0xFF00, 0]
+    found = [identifier for _, identifier in answers if identifier is not None]
+    assert sorted(str(one.PatientName) for one in found) == ["HEAD^EXP1", "HEAD^EXP2"]
+    dates = {one.ScheduledProcedureStepSequence[0].ScheduledProcedureStepStartDate for one in found}
+    assert dates == {"20260105", "20260120"}
+
+
+def test_asking_pynetdicom(capsys: pytest.CaptureFixture[str], wlmscpfs: peers.Server) -> None:
+    assert wlmscpfs.folder is not None
+    items = [dcmread(path) for path in sorted(wlmscpfs.folder.glob("item*.wl"))]
+    got: list[Dataset] = []
+
+    def find_items(event: Any) -> Iterator[tuple[int, Dataset | None]]:
+        got.append(event.identifier)
+        wanted = event.identifier.ScheduledProcedureStepSequence[0].Modality
+        for one in items:
+            if one.ScheduledProcedureStepSequence[0].Modality == wanted:
+                yield 0xFF00, Dataset(one)
+
+    ae = AE("RIS")
+    ae.add_supported_context(MODALITY_WORKLIST_FIND)
+    handlers: list[Any] = [(evt.EVT_C_FIND, find_items)]
+    server = ae.start_server((peers.LOOPBACK, 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    try:
+        address = f"RIS@{peers.LOOPBACK}:{server.server_address[1]}"
+        keys = ("-k", "PatientName", "-k", f"{STEP}.Modality=CT")
+        assert main(["find", address, "-W", *keys, "-q"]) == 0
+    finally:
+        server.shutdown()
+    assert "QueryRetrieveLevel" not in got[0]
+    names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == ["HEAD^EXP1", "HEAD^EXP2", "FOOT^LEFT"]

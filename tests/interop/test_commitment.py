@@ -74,7 +74,7 @@ def test_on_the_association_of_the_request(
     archive: Process, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, summary, err = commit(capsys, archive.address, images)
-    assert (code, counted(summary), err) == (0, (2, 0, 0), "")
+    assert (code, counted(summary), err) == (0, (2, 0, 0), "2 instances committed\n")
     (images / "notes.txt").write_text("no DICOM")
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files" / "rtplan.dcm", images)
     code, summary, err = commit(capsys, archive.address, images)

@@ -117,6 +117,10 @@ class _Commit:
             self.session.fail(error)
         for transaction in transactions:
             self._tell(transaction)
+        counts = self.session.summary
+        others = [f"{counts[kind]} {kind}" for kind in ("failed", "unanswered") if counts[kind]]
+        told = ", ".join((f"{counts['committed']} instances committed", *others))
+        self.session.console.warn(told)
 
     def _references(self, paths: Sequence[str]) -> list[Reference]:
         from dcmhaul.objects.part10 import FileInstance

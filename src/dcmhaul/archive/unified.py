@@ -5,20 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from dcmhaul import uids
 from dcmhaul.archive import unified_changes as changes
-from dcmhaul.archive.identifier import InvalidIdentifier
-from dcmhaul.archive.items import WorklistQuery
 from dcmhaul.archive.subscriptions import GLOBAL, EventReporter
 from dcmhaul.archive.tables import add_tables
+from dcmhaul.archive.worklist import read_query
 from dcmhaul.database import DatabaseError
 from dcmhaul.protocol import statuses
-from dcmhaul.services.identifiers import (
-    IDENTIFIER_LENGTH_MAX,
-    QueryRefused,
-)
 from dcmhaul.services.normalized import (
     STEP_LENGTH_MAX,
     NormalizedAnswer,
@@ -180,17 +173,7 @@ class UnifiedSteps:
         self, _model: QueryModel, identifier: EncodedIdentifier, _calling_ae_title: str
     ) -> AsyncGenerator[bytes, None]:
         """The encoded matches of a C-FIND (PS3.4 §CC.2.8); an EncodedAnswer."""
-        try:
-            query = await trio.to_thread.run_sync(
-                partial(
-                    WorklistQuery,
-                    identifier.data,
-                    identifier.transfer_syntax,
-                    length_max=2 * IDENTIFIER_LENGTH_MAX,
-                )
-            )
-        except InvalidIdentifier as exc:
-            raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)[:64]) from exc
+        query = await read_query(identifier)
         state = query.single_value(changes.STATE)
         last = 0
         while True:

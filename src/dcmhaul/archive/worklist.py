@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dcmhaul.services.identifiers import EncodedIdentifier
     from dcmhaul.services.query import QueryModel
 
-__all__ = ["FILES_MAX", "HELD_MAX", "ITEM_LENGTH_MAX", "Worklist"]
+__all__ = ["FILES_MAX", "HELD_MAX", "ITEM_LENGTH_MAX", "Worklist", "read_query"]
 
 ITEM_LENGTH_MAX: Final = 1 << 20
 """Bytes of one item; those in use have one or two thousand."""
@@ -72,6 +72,20 @@ class _Folder:
 
     known: dict[str, _Known] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
+
+
+async def read_query(identifier: EncodedIdentifier) -> WorklistQuery:
+    """What a C-FIND for items asks; QueryRefused where that cannot be understood."""
+    read = partial(
+        WorklistQuery,
+        identifier.data,
+        identifier.transfer_syntax,
+        length_max=2 * IDENTIFIER_LENGTH_MAX,
+    )
+    try:
+        return await trio.to_thread.run_sync(read)
+    except InvalidIdentifier as exc:
+        raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)[:64]) from exc
 
 
 class Worklist:
@@ -119,17 +133,7 @@ class Worklist:
         self, _model: QueryModel, identifier: EncodedIdentifier, _calling_ae_title: str
     ) -> AsyncGenerator[bytes, None]:
         """The encoded matches of a C-FIND; an EncodedAnswer."""
-        try:
-            query = await trio.to_thread.run_sync(
-                partial(
-                    WorklistQuery,
-                    identifier.data,
-                    identifier.transfer_syntax,
-                    length_max=2 * IDENTIFIER_LENGTH_MAX,
-                )
-            )
-        except InvalidIdentifier as exc:
-            raise QueryRefused(statuses.CANNOT_UNDERSTAND, str(exc)[:64]) from exc
+        query = await read_query(identifier)
         called = identifier.called_ae_title
         found: list[Tree | str] = [
             item for title, item in self._given.values() if title in (None, called)

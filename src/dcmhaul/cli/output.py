@@ -176,8 +176,10 @@ class TransferCount:
 
     def operation(self, ended: float, seconds: float) -> None:
         """An operation that was answered at `ended` and had been asked `seconds` before."""
-        self.first = min(self.first, ended - seconds)
-        self.last = max(self.last, ended)
+        if ended - seconds < self.first:
+            self.first = ended - seconds
+        if ended > self.last:
+            self.last = ended
 
     @property
     def seconds(self) -> float:

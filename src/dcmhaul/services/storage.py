@@ -357,7 +357,7 @@ class StorageScu:
             try:
                 instance, context = await self._reencoded(instance)
             except (NoAcceptedContext, InstanceError) as error:
-                report(_outcome(instance, error=error))
+                report(_failure(instance, error))
                 return 0
         if crash.armed:
             crash.passed("send.before_cmd")
@@ -442,49 +442,41 @@ class StorageScu:
         length = pending.instance.length
         association.observer.operation("C-STORE", "out", response.status, seconds, length)
         report(
-            _outcome(
-                pending.instance,
+            StoreOutcome(
+                instance=pending.instance,
                 status=response.status,
+                error=None,
                 error_comment=response.error_comment or "",
                 offending=response.offending_element or (),
                 sent=True,
                 seconds=seconds,
+                length=length,
             )
         )
 
     def _give_up(self, error: DcmhaulError, report: Callable[[StoreOutcome], None]) -> None:
         now = time.perf_counter()
         for pending in self._outstanding.values():
-            report(
-                _outcome(pending.instance, error=error, sent=True, seconds=now - pending.started)
-            )
+            report(_failure(pending.instance, error, sent=True, seconds=now - pending.started))
         self._outstanding.clear()
 
     def _unreadable(self, cause: str, report: Callable[[StoreOutcome], None]) -> UnreadableInstance:
         """The file of the last request ended early: that one has failed, the others are unknown."""
         _, last = self._outstanding.popitem()
         error = UnreadableInstance(f"{last.instance.label}: {cause}")
-        report(_outcome(last.instance, error=error))
+        report(_failure(last.instance, error))
         self._give_up(error, report)
         return error
 
 
-def _outcome(
-    instance: OutgoingInstance,
-    *,
-    status: int | None = None,
-    error: DcmhaulError | None = None,
-    error_comment: str = "",
-    offending: tuple[int, ...] = (),
-    sent: bool = False,
-    seconds: float = 0.0,
+def _failure(
+    instance: OutgoingInstance, error: DcmhaulError, *, sent: bool = False, seconds: float = 0.0
 ) -> StoreOutcome:
     return StoreOutcome(
         instance=instance,
-        status=status,
+        status=None,
         error=error,
-        error_comment=error_comment,
-        offending=offending,
+        error_comment="",
         sent=sent,
         seconds=seconds,
         length=instance.length,

@@ -378,7 +378,7 @@ class _DecodingPlan:
     fields: Mapping[str, str]
     """Field name by keyword, of each element that the message knows."""
     lenient: dict[str, Any]
-    required: tuple[str, ...]
+    required: frozenset[str]
     """Keywords without which the message is broken."""
 
 
@@ -397,7 +397,7 @@ def _prepare(message: type[DimseMessage]) -> _DecodingPlan:
         message=message,
         fields=known,
         lenient={name: _LENIENT[name] for name in sorted(required & _LENIENT.keys())},
-        required=tuple(sorted(_KEYWORDS[name] for name in required - _LENIENT.keys())),
+        required=frozenset(_KEYWORDS[name] for name in required - _LENIENT.keys()),
     )
 
 
@@ -418,14 +418,17 @@ def decode_message(command: bytes) -> DimseMessage:
     except KeyError as exc:
         raise _broken(values) from exc
     names = plan.fields
-    arguments: dict[str, Any] = plan.lenient | {
+    arguments: dict[str, Any] = {
         names[keyword]: value for keyword, value in values.items() if keyword in names
     }
-    for keyword in plan.required:
-        if keyword not in values:
-            raise RemoteProtocolError(
-                f"{plan.message.__name__} without {keyword} (PS3.7 §9.3, §10.3)", source=0, reason=0
-            )
+    if plan.lenient:
+        arguments = plan.lenient | arguments
+    if missing := plan.required - values.keys():
+        raise RemoteProtocolError(
+            f"{plan.message.__name__} without {min(missing)} (PS3.7 §9.3, §10.3)",
+            source=0,
+            reason=0,
+        )
     return plan.message(has_dataset=has_dataset, **arguments)
 
 

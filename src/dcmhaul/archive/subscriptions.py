@@ -195,6 +195,8 @@ class EventReporter:
                     await self._deliver(title, waiting)
                     attempts = 0
                 except (DcmhaulError, OSError) as error:
+                    if not waiting:
+                        return  # all was told; only the release has failed
                     if len(waiting) < before:
                         attempts = 0
                     if attempts == 0:

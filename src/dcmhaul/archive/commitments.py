@@ -21,8 +21,7 @@ import trio
 
 from dcmhaul import uids
 from dcmhaul.archive.index import Place
-from dcmhaul.archive.tables import INSTANCE, add_tables
-from dcmhaul.database import DatabaseError
+from dcmhaul.archive.tables import INSTANCE, KEPT, keep, primary_key
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import DcmhaulError
 from dcmhaul.objects.paths import sync_data
@@ -71,12 +70,10 @@ OPEN_MAX: Final = 1000
 _READ_BYTES: Final = 1 << 20
 _UIDS_AT_ONCE: Final = 500
 
-_METADATA: Final = sa.MetaData()
-# Beside the index, in no version of its schema: it is made where it is missing.
 _COMMITMENT: Final = sa.Table(
     "commitment",
-    _METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    KEPT,
+    primary_key(),
     sa.Column("transaction_uid", sa.Text, nullable=False, unique=True),
     sa.Column("ae_title", sa.Text, nullable=False),
     sa.Column("sop_references", sa.Text, nullable=False),
@@ -125,8 +122,7 @@ class CommitmentScp:
         )
 
     async def open(self) -> None:
-        """Makes the table where it is missing, and reads what an earlier run has left."""
-        await add_tables(self._database, _METADATA)
+        """Reads what an earlier run has left."""
         for found in await self._database.read(_undelivered):
             self._waiting[found.transaction_uid] = found
 
@@ -143,12 +139,7 @@ class CommitmentScp:
             references=tuple(read_references(request.dataset)),
             received=int(time.time()),
         )
-        try:
-            kept = await self._database.submit(partial(_keep, asked))
-        except DatabaseError as exc:
-            raise NormalizedRefused(
-                statuses.RESOURCE_LIMITATION, "the request cannot be kept"
-            ) from exc
+        kept = await keep(self._database, partial(_keep, asked), "the request")
         if not kept:
             # Told at once, on the association that the repeated UID came on, and to nobody else.
             asked = replace(asked, duplicate=True)

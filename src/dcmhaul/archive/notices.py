@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 
 from dcmhaul import uids
-from dcmhaul.archive.tables import add_tables
-from dcmhaul.database import DatabaseError
+from dcmhaul.archive.tables import KEPT, keep, primary_key
 from dcmhaul.protocol import statuses
 from dcmhaul.services.normalized import (
     STEP_LENGTH_MAX,
@@ -40,12 +39,10 @@ _SOP_SEQUENCE: Final = 0x00081199
 _AVAILABILITY: Final = 0x00080056
 _INSTANCE: Final = (0x00081150, 0x00081155, _AVAILABILITY, 0x00080054)
 
-_METADATA: Final = sa.MetaData()
-# Beside the index, in no version of its schema: it is made where it is missing.
 _NOTICE: Final = sa.Table(
     "availability_notice",
-    _METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    KEPT,
+    primary_key(),
     sa.Column("sop_instance_uid", sa.Text, nullable=False, unique=True),
     sa.Column("ae_title", sa.Text, nullable=False),
     sa.Column("received", sa.BigInteger, nullable=False),
@@ -74,10 +71,6 @@ class AvailabilityNotices:
             dataset_length_max=STEP_LENGTH_MAX,
         )
 
-    async def open(self) -> None:
-        """Makes the table where it is missing."""
-        await add_tables(self._database, _METADATA)
-
     async def read(self, *, after: int = 0, count: int = 1000) -> list[tuple[int, Notice]]:
         """The notifications in the order that they came, each with its number; after: that number."""
         return await self._database.read(partial(_read, after, count))
@@ -96,12 +89,7 @@ class AvailabilityNotices:
             "received": int(time.time()),
             "attributes": json.dumps(attributes.to_json_dict(), ensure_ascii=False),
         }
-        try:
-            await self._database.submit(partial(_insert, row))
-        except DatabaseError as exc:
-            raise NormalizedRefused(
-                statuses.RESOURCE_LIMITATION, "the notification cannot be kept"
-            ) from exc
+        await keep(self._database, partial(_insert, row), "the notification")
         return NormalizedAnswer(sop_instance_uid=uid)
 
 

@@ -32,7 +32,7 @@ from dcmhaul.archive.recovery import RecoveryReport, recover
 from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
 from dcmhaul.archive.steps import ProcedureSteps
 from dcmhaul.archive.store import Refused, Store, StoredInstance, check_uids
-from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION
+from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION, add_kept
 from dcmhaul.archive.unified import MODELS as UNIFIED_MODELS
 from dcmhaul.archive.unified import UnifiedSteps
 from dcmhaul.archive.worklist import Worklist
@@ -437,10 +437,8 @@ class Archive:
     async def _start(self) -> None:
         self.recovery = await recover(self._database, self._store, self._rows)
         self._holds = await self._database.read(index.totals)
+        await add_kept(self._database)
         await self.commitments.open()
-        await self.steps.open()
-        await self.unified.open()
-        await self.notices.open()
 
 
 def _selected(received: Received) -> Selected:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 
 from dcmhaul import uids
-from dcmhaul.archive.tables import add_tables
-from dcmhaul.database import DatabaseError
+from dcmhaul.archive.tables import KEPT, keep, primary_key
 from dcmhaul.protocol import statuses
 from dcmhaul.services.normalized import (
     STEP_LENGTH_MAX,
@@ -23,8 +22,6 @@ from dcmhaul.services.normalized import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pydicom.dataset import Dataset
     from sqlalchemy.engine import Connection
 
@@ -53,12 +50,10 @@ _REQUIRED: Final = (
 # What a final state needs (PS3.4 Table F.7.2-1, 3F.7-1): only strict archives insist.
 _REQUIRED_AT_END: Final = (0x00400250, 0x00400251, 0x00400340)
 
-_METADATA: Final = sa.MetaData()
-# Beside the index, in no version of its schema: it is made where it is missing.
 _STEP: Final = sa.Table(
     "procedure_step",
-    _METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    KEPT,
+    primary_key(),
     sa.Column("sop_instance_uid", sa.Text, nullable=False, unique=True),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("attributes", sa.Text, nullable=False),
@@ -85,10 +80,6 @@ class ProcedureSteps:
             ),
         )
 
-    async def open(self) -> None:
-        """Makes the table where it is missing."""
-        await add_tables(self._database, _METADATA)
-
     async def _create(self, request: NormalizedRequest) -> NormalizedAnswer:
         attributes = _dataset(request)
         check_present(attributes, (*_REQUIRED, _STATUS))
@@ -101,7 +92,8 @@ class ProcedureSteps:
         for item in attributes[_SCHEDULED_STEPS].value:
             check_present(item, (_STUDY_INSTANCE_UID,))
         uid = request.sop_instance_uid or uids.new_uid()
-        await self._write(partial(_insert, uid, attributes, request.calling_ae_title))
+        write = partial(_insert, uid, attributes, request.calling_ae_title)
+        await keep(self._database, write, "the step")
         return NormalizedAnswer(sop_instance_uid=uid)
 
     async def _set(self, request: NormalizedRequest) -> NormalizedAnswer:
@@ -114,20 +106,13 @@ class ProcedureSteps:
             raise NormalizedRefused(
                 statuses.INVALID_ATTRIBUTE_VALUE, "no status of a step", attributes=(_STATUS,)
             )
-        await self._write(partial(_update, request.sop_instance_uid, changes, strict=self._strict))
+        write = partial(_update, request.sop_instance_uid, changes, strict=self._strict)
+        await keep(self._database, write, "the step")
         return NormalizedAnswer()
 
     async def _get(self, request: NormalizedRequest) -> NormalizedAnswer:
         held = await self._database.read(partial(_read, request.sop_instance_uid))
         return give_attributes(held, request.attributes)
-
-    async def _write(self, write: Callable[[Connection], None]) -> None:
-        try:
-            await self._database.submit(write)
-        except DatabaseError as exc:
-            raise NormalizedRefused(
-                statuses.RESOURCE_LIMITATION, "the step cannot be kept"
-            ) from exc
 
 
 def _dataset(request: NormalizedRequest) -> Dataset:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import trio
 
 from dcmhaul import uids
+from dcmhaul.archive.tables import KEPT, primary_key
 from dcmhaul.engine.scheduler import flat_nursery
 from dcmhaul.errors import DcmhaulError
 from dcmhaul.services.normalized import n_event_report
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from dcmhaul.archive.moves import OutgoingMoves
 
 __all__ = [
-    "METADATA",
     "SUBSCRIPTION",
     "Event",
     "EventReporter",
@@ -51,12 +51,11 @@ LINGER_SECONDS: Final = 1.0
 GLOBAL: Final = uids.UNIFIED_STEP_SUBSCRIPTION
 
 
-METADATA: Final = sa.MetaData()
 # An AE, and a step or all that are to come. locked: the step stays for as long as this row does.
 SUBSCRIPTION: Final = sa.Table(
     "unified_subscription",
-    METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    KEPT,
+    primary_key(),
     sa.Column("sop_instance_uid", sa.Text, nullable=False),
     sa.Column("ae_title", sa.Text, nullable=False),
     sa.Column("locked", sa.Boolean, nullable=False),

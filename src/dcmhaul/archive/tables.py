@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
 from dcmhaul.archive.attributes import Attribute, Level, at_level
+from dcmhaul.database import DatabaseError
+from dcmhaul.protocol import statuses
+from dcmhaul.services.normalized import NormalizedRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -18,18 +21,31 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFLICT",
     "INSTANCE",
+    "KEPT",
     "KIND",
     "METADATA",
     "PATIENT",
     "SCHEMA_VERSION",
     "SERIES",
     "STUDY",
-    "add_tables",
+    "add_kept",
+    "keep",
+    "primary_key",
 ]
+
+T = TypeVar("T")
 
 KIND = "archive"
 SCHEMA_VERSION = 1
 METADATA = sa.MetaData()
+KEPT = sa.MetaData()
+"""Tables of what else is kept beside the index, in no version of its schema: made where they are missing."""
+
+
+def primary_key() -> sa.Column[int]:
+    """`pk`, which the database counts."""
+    number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+    return sa.Column("pk", number, primary_key=True)
 
 
 def _columns(attributes: Sequence[Attribute]) -> list[sa.Column[str]]:
@@ -42,7 +58,7 @@ def _columns(attributes: Sequence[Attribute]) -> list[sa.Column[str]]:
 PATIENT = sa.Table(
     "patient",
     METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    primary_key(),
     sa.Column("patient_key", sa.Text, nullable=False, unique=True),
     *_columns(at_level(Level.PATIENT)),
     sa.Column("patient_name_match", sa.Text),
@@ -51,7 +67,7 @@ PATIENT = sa.Table(
 STUDY = sa.Table(
     "study",
     METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    primary_key(),
     sa.Column("patient_pk", sa.ForeignKey("patient.pk"), nullable=False, index=True),
     *_columns(at_level(Level.PATIENT)),
     *_columns(at_level(Level.STUDY)),
@@ -65,7 +81,7 @@ STUDY = sa.Table(
 SERIES = sa.Table(
     "series",
     METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    primary_key(),
     sa.Column("study_pk", sa.ForeignKey("study.pk"), nullable=False),
     *_columns(at_level(Level.SERIES)),
     sa.Column("character_set", sa.Text, nullable=False),
@@ -87,7 +103,7 @@ _STORED = (
 INSTANCE = sa.Table(
     "instance",
     METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    primary_key(),
     sa.Column("series_pk", sa.ForeignKey("series.pk"), nullable=False),
     *_columns(at_level(Level.IMAGE)),
     sa.Column("character_set", sa.Text, nullable=False),
@@ -100,7 +116,7 @@ INSTANCE = sa.Table(
 CONFLICT = sa.Table(
     "conflict",
     METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    primary_key(),
     sa.Column("sop_instance_uid", sa.Text, nullable=False, index=True),
     sa.Column("sop_class_uid", sa.Text, nullable=False),
     sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
@@ -109,14 +125,22 @@ CONFLICT = sa.Table(
 )
 
 
-async def add_tables(database: Database, metadata: sa.MetaData) -> None:
-    """Makes tables beside those of the index where they are missing; they are in no version of its schema.
-
-    Nothing is written where they are there.
-    """
+async def add_kept(database: Database) -> None:
+    """Makes the tables of KEPT where they are missing. Nothing is written where they are there."""
 
     def missing(connection: Connection) -> bool:
-        return not metadata.tables.keys() <= set(sa.inspect(connection).get_table_names())
+        return not KEPT.tables.keys() <= set(sa.inspect(connection).get_table_names())
 
     if await database.read(missing):
-        await database.submit(metadata.create_all)
+        await database.submit(KEPT.create_all)
+
+
+async def keep(database: Database, write: Callable[[Connection], T], what: str) -> T:
+    """What `write` returns, once its change of a kept table is durable.
+
+    NormalizedRefused where it cannot be: 0213, with `what` in the comment.
+    """
+    try:
+        return await database.submit(write)
+    except DatabaseError as exc:
+        raise NormalizedRefused(statuses.RESOURCE_LIMITATION, f"{what} cannot be kept") from exc

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Final
 from dcmhaul import uids
 from dcmhaul.archive import unified_changes as changes
 from dcmhaul.archive.subscriptions import GLOBAL, EventReporter
-from dcmhaul.archive.tables import add_tables
+from dcmhaul.archive.tables import keep
 from dcmhaul.archive.worklist import read_query
-from dcmhaul.database import DatabaseError
 from dcmhaul.protocol import statuses
 from dcmhaul.services.normalized import (
     STEP_LENGTH_MAX,
@@ -87,10 +86,6 @@ class UnifiedSteps:
             for context, offered in actions.items()
         )
 
-    async def open(self) -> None:
-        """Makes the tables where they are missing."""
-        await add_tables(self._database, changes.METADATA)
-
     # -- operations -----------------------------------------------------------------------------
 
     async def _create(self, request: NormalizedRequest) -> NormalizedAnswer:
@@ -157,12 +152,7 @@ class UnifiedSteps:
 
     async def _write(self, write: Callable[[Connection], tuple[int, list[changes.Told]]]) -> int:
         """The status; whoever is to hear of it is told."""
-        try:
-            status, told = await self._database.submit(write)
-        except DatabaseError as exc:
-            raise NormalizedRefused(
-                statuses.RESOURCE_LIMITATION, "the step cannot be kept"
-            ) from exc
+        status, told = await keep(self._database, write, "the step")
         for titles, events in told:
             self._events.tell(titles, events)
         return status

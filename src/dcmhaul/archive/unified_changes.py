@@ -16,6 +16,7 @@ from dcmhaul import uids
 from dcmhaul.archive import subscriptions
 from dcmhaul.archive.items import WorklistQuery, parse_item
 from dcmhaul.archive.subscriptions import GLOBAL, SUBSCRIPTION, Event
+from dcmhaul.archive.tables import KEPT, primary_key
 from dcmhaul.protocol import statuses
 from dcmhaul.services.identifiers import (
     decode_identifier,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Act",
     "Action",
-    "METADATA",
     "NOT_SCHEDULED",
     "RECEIVER_UNKNOWN",
     "RECEIVING_AE",
@@ -122,11 +122,10 @@ KEPT_SECONDS: Final = 30 * 24 * 3600
 _ELEMENTS_MAX: Final = 500_000
 _PAGE: Final = 128
 
-METADATA: Final = subscriptions.METADATA
 _STEP: Final = sa.Table(
     "unified_step",
-    METADATA,
-    sa.Column("pk", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    KEPT,
+    primary_key(),
     sa.Column("sop_instance_uid", sa.Text, nullable=False, unique=True),
     sa.Column("state", sa.Text, nullable=False, index=True),
     # The key to a step in progress, which is told to nobody (PS3.4 §CC.2.7.3).
@@ -224,17 +223,17 @@ def read_step(uid: str, connection: Connection) -> Dataset:
     return _decode(find_step(uid, connection).attributes)
 
 
-def _write(
-    connection: Connection, uid: str, attributes: Dataset, *, transaction: str | None = None
-) -> None:
+def _values(attributes: Dataset) -> dict[str, object]:
     attributes.ScheduledProcedureStepModificationDateTime = _now()
-    values = {
+    return {
         "state": text_of(attributes, STATE),
         "attributes": _encode(attributes),
         "changed": int(time.time()),
     }
-    if transaction is not None:
-        values["transaction_uid"] = transaction
+
+
+def _write(connection: Connection, uid: str, attributes: Dataset, **more: object) -> None:
+    values = _values(attributes) | more
     connection.execute(_STEP.update().where(_STEP.c.sop_instance_uid == uid).values(**values))
 
 
@@ -275,15 +274,8 @@ def insert(uid: str, attributes: Dataset, connection: Connection) -> tuple[int, 
     if connection.execute(known).first() is not None:
         raise NormalizedRefused(statuses.DUPLICATE_SOP_INSTANCE, "this step is known already")
     _prune(connection)
-    row = {
-        "sop_instance_uid": uid,
-        "state": SCHEDULED,
-        "transaction_uid": "",
-        "attributes": b"",
-        "changed": 0,
-    }
+    row = {"sop_instance_uid": uid, "transaction_uid": "", **_values(attributes)}
     connection.execute(_STEP.insert(), row)
-    _write(connection, uid, attributes)
     events = [_state_report(uid, attributes)]
     if any(tag in attributes and attributes[tag].value for tag in (_STATIONS, _PERFORMERS)):
         events.append(_assigned(uid, attributes))
@@ -383,7 +375,7 @@ def _enter(
         progress = _progress(attributes)
         if not progress.get("ProcedureStepCancellationDateTime"):
             progress.ProcedureStepCancellationDateTime = _now()
-    _write(connection, uid, attributes, transaction=transaction)
+    _write(connection, uid, attributes, transaction_uid=transaction)
     return subscriptions.subscribers(connection, uid), [_state_report(uid, attributes)]
 
 

@@ -471,7 +471,7 @@ class NormalizedScp:
         limit = DATASET_LENGTH_MAX if offered is None else offered.dataset_length_max
         data = await association.read_dataset_bytes(limit) if request.has_dataset else b""
         try:
-            perform, asked = await self._read(association, incoming, operation, data)
+            perform, asked = await self._read(association, incoming, offered, operation, data)
             answered = await perform(asked)
         except NormalizedRefused as refused:
             answered = refused.answer
@@ -494,7 +494,12 @@ class NormalizedScp:
             await answered.afterwards()
 
     async def _read(
-        self, association: Association, incoming: Incoming, operation: str, data: bytes | None
+        self,
+        association: Association,
+        incoming: Incoming,
+        offered: SopClass | None,
+        operation: str,
+        data: bytes | None,
     ) -> tuple[Operation, NormalizedRequest]:
         """What is asked of whom. NormalizedRefused where that is nobody, or nothing."""
         context, request = incoming
@@ -504,7 +509,6 @@ class NormalizedScp:
             or getattr(request, "requested_sop_instance_uid", "")
             or ""
         )
-        offered = self._classes.get((context.abstract_syntax, sop_class))
         if offered is None:
             known = any(uid == sop_class for _, uid in self._classes)
             status = statuses.CLASS_INSTANCE_CONFLICT if known else statuses.NO_SUCH_SOP_CLASS

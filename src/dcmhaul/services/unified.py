@@ -12,13 +12,10 @@ from dcmhaul import uids
 from dcmhaul.services.normalized import SopClass, n_action
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from pydicom.dataset import Dataset
 
     from dcmhaul.net import Association
     from dcmhaul.services.normalized import NormalizedResponse, Operation
-    from dcmhaul.services.provider import Service
 
 __all__ = [
     "ASSIGNED",
@@ -33,6 +30,7 @@ __all__ = [
     "REQUEST_CANCEL",
     "SCHEDULED",
     "STATE_REPORT",
+    "STATUS_CHANGE",
     "SUBSCRIBE",
     "SUSPEND",
     "UNSUBSCRIBE",
@@ -132,8 +130,7 @@ async def _subscription(
     action: int,
     sop_instance_uid: str,
     receiving_ae_title: str,
-    deletion_lock: bool | None,
-    services: Iterable[Service],
+    deletion_lock: bool | None = None,
 ) -> NormalizedResponse:
     from pydicom.dataset import Dataset
 
@@ -148,7 +145,6 @@ async def _subscription(
         action,
         information,
         context=uids.UNIFIED_STEP_WATCH,
-        services=services,
     )
 
 
@@ -158,14 +154,13 @@ async def subscribe(
     sop_instance_uid: str = uids.UNIFIED_STEP_SUBSCRIPTION,
     *,
     deletion_lock: bool = False,
-    services: Iterable[Service] = (),
 ) -> NormalizedResponse:
     """Has the events of one step, or of all, sent to an AE (PS3.4 §CC.2.3).
 
     deletion_lock: steps that ended stay until the AE has unsubscribed from them.
     """
     return await _subscription(
-        association, SUBSCRIBE, sop_instance_uid, receiving_ae_title, deletion_lock, services
+        association, SUBSCRIBE, sop_instance_uid, receiving_ae_title, deletion_lock
     )
 
 
@@ -175,13 +170,11 @@ async def unsubscribe(
     sop_instance_uid: str = uids.UNIFIED_STEP_SUBSCRIPTION,
 ) -> NormalizedResponse:
     """Ends the subscription to a step, or every one of the AE."""
-    return await _subscription(
-        association, UNSUBSCRIBE, sop_instance_uid, receiving_ae_title, None, ()
-    )
+    return await _subscription(association, UNSUBSCRIBE, sop_instance_uid, receiving_ae_title)
 
 
 async def suspend(association: Association, receiving_ae_title: str) -> NormalizedResponse:
     """Ends the subscription to steps that are still to come."""
     return await _subscription(
-        association, SUSPEND, uids.UNIFIED_STEP_SUBSCRIPTION, receiving_ae_title, None, ()
+        association, SUSPEND, uids.UNIFIED_STEP_SUBSCRIPTION, receiving_ae_title
     )

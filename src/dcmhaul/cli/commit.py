@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcmhaul.cli.exits import Exit, for_status
+from dcmhaul.cli.exits import Exit
 from dcmhaul.cli.options import network_options, verb
 from dcmhaul.config import DEFAULT_AE_TITLE
 from dcmhaul.errors import AssociationAborted, ConfigurationError, DcmhaulError
@@ -200,7 +200,7 @@ class _Commit:
         commitments: Commitments,
     ) -> list[Transaction]:
         """Requests all; those that the peer took."""
-        from dcmhaul.cli.responses import response_text
+        from dcmhaul.cli.responses import normalized_text
         from dcmhaul.services.commitment import request_commitment
         from dcmhaul.services.normalized import NormalizedScp
 
@@ -211,19 +211,12 @@ class _Commit:
             console.info(f"N-ACTION-RQ: {len(transaction.references)} instances, {transaction.uid}")
             response = await request_commitment(association, transaction, services)
             self.session.begun = True
-            text = response_text(
-                response.status,
-                "N-ACTION",
-                dict.fromkeys((*response.offending, *response.attributes)),
-                response.error_comment,
-            )
+            text = normalized_text(response, "N-ACTION")
             console.info(f"N-ACTION-RSP: {text}")
             if response.status == 0:
                 asked.append(transaction)
                 continue
-            self.session.code(for_status(response.status) or Exit.PERMANENT)
-            console.error(f"dcmhaul commit: {text}")
-            self.session.errors.append(text)
+            self.session.refuse(response.status, text)
         return asked
 
     def _seconds(self) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcmhaul.cli.console import Level
-from dcmhaul.cli.exits import Exit, for_status
+from dcmhaul.cli.exits import Exit
 from dcmhaul.cli.options import key_options, model_options, network_options, propose_option, verb
 from dcmhaul.errors import ConfigurationError
 
@@ -246,9 +246,7 @@ class _Find:
         if status == SUCCESS or (status == CANCEL and self.cancel is not None):
             self.session.console.info(f"final response: {text}")
             return
-        self.session.code(for_status(status) or Exit.PERMANENT)
-        self.session.console.error(f"dcmhaul {self.session.name}: {text}")
-        self.session.errors.append(text)
+        self.session.refuse(status, text)
 
     def _extract(self, response: FindResponse) -> None:
         """One match as a Part-10 file. The name is a number: nothing of the peer gets into it."""

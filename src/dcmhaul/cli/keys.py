@@ -17,11 +17,14 @@ from dcmhaul.errors import ConfigurationError
 from dcmhaul.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
     EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from pydicom.dataset import Dataset
 
 __all__ = [
     "NUMBER_VRS",
@@ -30,6 +33,7 @@ __all__ = [
     "Element",
     "Identifier",
     "Step",
+    "as_dataset",
     "build_identifier",
     "columns",
     "dump_line",
@@ -278,6 +282,14 @@ def _is_ascii(identifier: Identifier) -> bool:
         if isinstance(element.value, list) and not all(map(_is_ascii, element.value)):
             return False
     return True
+
+
+def as_dataset(identifier: Identifier) -> Dataset:
+    """The same for pydicom."""
+    from dcmhaul.services.identifiers import decode_identifier
+
+    encoded = encode_identifier(identifier, EXPLICIT_VR_LITTLE_ENDIAN)
+    return decode_identifier(encoded, EXPLICIT_VR_LITTLE_ENDIAN)
 
 
 def encode_identifier(identifier: Identifier, transfer_syntax_uid: str) -> bytes:

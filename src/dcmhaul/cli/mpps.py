@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcmhaul.cli.exits import Exit, for_status
+from dcmhaul.cli.exits import Exit
 from dcmhaul.cli.options import key_options, network_options, verb
 from dcmhaul.config import DEFAULT_AE_TITLE
 from dcmhaul.errors import ConfigurationError
@@ -169,27 +169,19 @@ class _Step:
 
     def _with_keys(self, made: Dataset) -> Dataset:
         """What was typed stands above what was read."""
-        from dcmhaul import uids
-        from dcmhaul.cli.keys import encode_identifier
-        from dcmhaul.services.identifiers import decode_identifier
+        from dcmhaul.cli.keys import as_dataset
 
-        syntax = uids.EXPLICIT_VR_LITTLE_ENDIAN
-        made.update(decode_identifier(encode_identifier(self.keys, syntax), syntax))
+        made.update(as_dataset(self.keys))
         return made
 
     def _tell(self, operation: str, response: NormalizedResponse, state: str) -> bool:
         """Whether it was done."""
-        from dcmhaul.cli.responses import response_text
+        from dcmhaul.cli.responses import normalized_text
         from dcmhaul.protocol.statuses import StatusCategory, category
 
         session = self.session
         session.begun = True
-        text = response_text(
-            response.status,
-            "MPPS",
-            dict.fromkeys((*response.offending, *response.attributes)),
-            response.error_comment,
-        )
+        text = normalized_text(response, "MPPS")
         session.console.info(f"{operation}-RSP: {text}")
         done = category(response.status, operation) is not StatusCategory.FAILURE
         session.answer.record(
@@ -204,9 +196,7 @@ class _Step:
         if done:
             session.answer.line(f"{self.instance}\t{state}")
             return True
-        session.code(for_status(response.status) or Exit.PERMANENT)
-        session.console.error(f"dcmhaul mpps: {operation}: {text}")
-        session.errors.append(text)
+        session.refuse(response.status, text, operation)
         return False
 
 

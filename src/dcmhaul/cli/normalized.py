@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcmhaul.cli.exits import Exit, for_status
+from dcmhaul.cli.exits import Exit
 from dcmhaul.cli.options import key_options, network_options, propose_option, verb
 from dcmhaul.errors import ConfigurationError
 
@@ -208,15 +208,10 @@ async def _run(
 
 def _show(session: Session, peer: Peer, request: _Request, response: NormalizedResponse) -> None:
     from dcmhaul.cli.models import json_object, match_lines
-    from dcmhaul.cli.responses import response_text
+    from dcmhaul.cli.responses import normalized_text
     from dcmhaul.protocol.statuses import StatusCategory, category
 
-    text = response_text(
-        response.status,
-        request.operation,
-        dict.fromkeys((*response.offending, *response.attributes)),
-        response.error_comment,
-    )
+    text = normalized_text(response, request.operation)
     session.answer.line(f"{peer}: {text}")
     if response.sop_instance_uid not in ("", request.sop_instance_uid):
         session.answer.line(f"instance {response.sop_instance_uid}")
@@ -241,9 +236,7 @@ def _show(session: Session, peer: Peer, request: _Request, response: NormalizedR
         }
     )
     if category(response.status, request.operation) is StatusCategory.FAILURE:
-        session.code(for_status(response.status) or Exit.PERMANENT)
-        session.console.error(f"dcmhaul {session.name}: {text}")
-        session.errors.append(text)
+        session.refuse(response.status, text)
 
 
 commands = {

@@ -10,7 +10,9 @@ from dcmhaul.protocol.statuses import describe
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["response_text"]
+    from dcmhaul.services.normalized import NormalizedResponse
+
+__all__ = ["normalized_text", "response_text"]
 
 # An error comment has 64 characters (VR LO); a peer that writes an essay does not fill the screen.
 COMMENT_LENGTH_MAX = 256
@@ -29,6 +31,12 @@ def response_text(
     if comment:
         text += f" ({printable(comment[:COMMENT_LENGTH_MAX])})"
     return text
+
+
+def normalized_text(response: NormalizedResponse, service: str) -> str:
+    """The same of a DIMSE-N response; the attributes that it lists are to blame, too."""
+    blamed = dict.fromkeys((*response.offending, *response.attributes))
+    return response_text(response.status, service, blamed, response.error_comment)
 
 
 def _tag_name(tag: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dcmhaul.cli.console import Level
-from dcmhaul.cli.exits import Exit, for_status
+from dcmhaul.cli.exits import Exit
 from dcmhaul.cli.options import (
     durable_option,
     key_options,
@@ -408,9 +408,7 @@ class Retrieval:
         elif response.status == CANCEL and (cancelled or self.stop.requested):
             self.uncounted += 1
         else:
-            self.session.code(for_status(response.status) or Exit.PERMANENT)
-            console.error(f"dcmhaul {self.session.name}: {text}")
-            self.session.errors.append(text)
+            self.session.refuse(response.status, text)
 
     def _look(self) -> Progress:
         count = self.count

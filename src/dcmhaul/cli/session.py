@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dcmhaul.cli.console import Console, Level, printable
-from dcmhaul.cli.exits import Exit, for_error, worst
+from dcmhaul.cli.exits import Exit, for_error, for_status, worst
 from dcmhaul.cli.output import Answer, StdoutFailed
 from dcmhaul.cli.tls import TlsFlags, peer_tls
 from dcmhaul.config import Configuration, load_configuration, split_peer
@@ -127,6 +127,16 @@ class Session:
         self.errors.append(printable(text))
         self.console.error(f"dcmhaul {self.name}: {text}")
         self.console.trace_back(error)
+
+    def refuse(self, status: int, text: str, operation: str = "") -> None:
+        """Says a final status that is none of success, and remembers its exit code.
+
+        text: what it means; operation: which of several requests it answers.
+        """
+        self.code(for_status(status) or Exit.PERMANENT)
+        where = f"{operation}: " if operation else ""
+        self.console.error(f"dcmhaul {self.name}: {where}{text}")
+        self.errors.append(text)
 
     def fail_all(self, error: BaseException) -> None:
         """The same for what left a nursery: each different error is said once."""

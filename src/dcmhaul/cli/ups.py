@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcmhaul.cli.exits import Exit, for_status
+from dcmhaul.cli.exits import Exit
 from dcmhaul.cli.options import key_options, network_options, verb
 from dcmhaul.config import DEFAULT_AE_TITLE
 from dcmhaul.errors import ConfigurationError
@@ -158,12 +158,9 @@ class _Given:
         return build_identifier(self.keys, base)
 
     def attributes(self) -> Dataset:
-        from dcmhaul import uids
-        from dcmhaul.cli.keys import encode_identifier
-        from dcmhaul.services.identifiers import decode_identifier
+        from dcmhaul.cli.keys import as_dataset
 
-        syntax = uids.EXPLICIT_VR_LITTLE_ENDIAN
-        return decode_identifier(encode_identifier(self.identifier(), syntax), syntax)
+        return as_dataset(self.identifier())
 
 
 class _Ups:
@@ -226,6 +223,7 @@ class _Ups:
     async def _find(self, association: Association, context: str) -> None:
         from dcmhaul.cli.keys import build_identifier, encode_identifier
         from dcmhaul.cli.models import json_object, match_lines
+        from dcmhaul.cli.responses import response_text
         from dcmhaul.services.query import QueryModel, find
 
         model = next(model for model in QueryModel if model.find_uid == context)
@@ -239,7 +237,10 @@ class _Ups:
                 self.session.begun = True
                 if not response.pending:
                     if response.status:
-                        self._failed("C-FIND", response.status, response.error_comment)
+                        text = response_text(
+                            response.status, "C-FIND", response.offending, response.error_comment
+                        )
+                        self.session.refuse(response.status, text, "C-FIND")
                     break
                 matches += 1
                 found = response.dataset()
@@ -413,17 +414,12 @@ class _Ups:
         more: dict[str, Any] | None = None,
     ) -> bool:
         """Whether it was done; the step and what it is now go to stdout."""
-        from dcmhaul.cli.responses import response_text
+        from dcmhaul.cli.responses import normalized_text
         from dcmhaul.protocol.statuses import StatusCategory, category
 
         session = self.session
         session.begun = True
-        text = response_text(
-            response.status,
-            "UPS",
-            dict.fromkeys((*response.offending, *response.attributes)),
-            response.error_comment,
-        )
+        text = normalized_text(response, "UPS")
         session.console.info(f"{operation}-RSP: {text}")
         session.answer.record(
             {
@@ -437,21 +433,13 @@ class _Ups:
         )
         kind = category(response.status, "UPS")
         if kind is StatusCategory.FAILURE:
-            self._failed(operation, response.status, response.error_comment, text)
+            session.refuse(response.status, text, operation)
             return False
         if kind is StatusCategory.WARNING:
             session.console.warn(f"warning: {operation}: {text}")
         texts = (uid, state, (more or {}).get("transaction_uid", ""))
         session.answer.line("\t".join(part for part in texts if part))
         return True
-
-    def _failed(self, operation: str, status: int, comment: str, text: str = "") -> None:
-        from dcmhaul.cli.responses import response_text
-
-        told = text or response_text(status, operation, {}, comment)
-        self.session.code(for_status(status) or Exit.PERMANENT)
-        self.session.console.error(f"dcmhaul ups: {operation}: {told}")
-        self.session.errors.append(told)
 
 
 async def _stop(stop: Any) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
@@ -52,10 +52,12 @@ def find(name: str) -> str | None:
     """The path of a tool, or None; `pynetdicom` is looked for in this interpreter."""
     if name == "pynetdicom":
         return sys.executable if importlib.util.find_spec("pynetdicom") else None
-    found = shutil.which(name)
-    if found is None:
-        found = shutil.which(name, path=os.pathsep.join(EXTRA_FOLDERS))
-    return found
+    # An activated environment puts pynetdicom's own storescu, findscu and so on before DCMTK's.
+    scripts = Path(sys.executable).parent
+    folders = [
+        f for f in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(f) != scripts
+    ]
+    return shutil.which(name, path=os.pathsep.join([*folders, *EXTRA_FOLDERS]))
 
 
 def require(name: str) -> str:
@@ -436,6 +438,18 @@ def pynetdicom_scp(
     argv += extra
     with serve("pynetdicom", argv, aet=aet, port=port, env=env, folder=folder, cwd=ROOT) as server:
         yield server
+
+
+@contextlib.contextmanager
+def pynetdicom_serving(
+    ae: Any, *handlers: tuple[Any, Callable[..., Any]], port: int = 0
+) -> Iterator[str]:
+    """Serves a pynetdicom application entity in threads of this process; its address, by its title."""
+    server = ae.start_server((LOOPBACK, port), block=False, evt_handlers=list(handlers))
+    try:
+        yield f"{ae.ae_title}@{LOOPBACK}:{server.socket.getsockname()[1]}"
+    finally:
+        server.shutdown()
 
 
 def pynetdicom_send(

@@ -160,14 +160,9 @@ def test_pynetdicom_commits(images: Path, capsys: pytest.CaptureFixture[str]) ->
             target=event.assoc.send_n_event_report, args=(told, 2, COMMITMENT, INSTANCE_UID)
         ).start()
 
-    handlers: list[Any] = [(evt.EVT_N_ACTION, act), (evt.EVT_DIMSE_SENT, sent)]
-    server = ae.start_server((peers.LOOPBACK, 0), block=False, evt_handlers=handlers)
-    assert server is not None  # where it does not block there is one
-    try:
-        address = f"PYNETDICOM@{peers.LOOPBACK}:{server.socket.getsockname()[1]}"  # type: ignore[union-attr]
+    handlers = (evt.EVT_N_ACTION, act), (evt.EVT_DIMSE_SENT, sent)
+    with peers.pynetdicom_serving(ae, *handlers) as address:
         code, summary, err = commit(capsys, address, images, "-td", "10")
-    finally:
-        server.shutdown()
     assert (code, counted(summary)) == (6, (1, 1, 0)), err
 
 
@@ -180,10 +175,6 @@ def test_pynetdicom_asks_the_archive(archive: Process, images: Path, port: int) 
 
     listener = AE(ae_title="OURS")
     listener.add_supported_context(COMMITMENT, scu_role=False, scp_role=True)
-    server = listener.start_server(
-        (peers.LOOPBACK, port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, report)]
-    )
-    assert server is not None  # where it does not block there is one
     asked = Dataset()
     asked.TransactionUID = "1.2.3.4"
     asked.ReferencedSOPSequence = []
@@ -193,7 +184,7 @@ def test_pynetdicom_asks_the_archive(archive: Process, images: Path, port: int) 
         item.ReferencedSOPClassUID = found.SOPClassUID
         item.ReferencedSOPInstanceUID = found.SOPInstanceUID
         asked.ReferencedSOPSequence.append(item)
-    try:
+    with peers.pynetdicom_serving(listener, (evt.EVT_N_EVENT_REPORT, report), port=port):
         for title in ("OURS", "STRANGER"):
             ae = AE(ae_title=title)
             ae.add_requested_context(COMMITMENT)
@@ -217,8 +208,6 @@ def test_pynetdicom_asks_the_archive(archive: Process, images: Path, port: int) 
             assert len(event.ReferencedSOPSequence) == len(NAMES)
             assert event.RetrieveAETitle == "ARCH"
             told.clear()
-    finally:
-        server.shutdown()
 
 
 # -- Orthanc

@@ -125,14 +125,9 @@ def test_at_pynetdicom(capsys: pytest.CaptureFixture[str]) -> None:
 
     ae = AE(ae_title="RIS")
     ae.add_supported_context(STEP)
-    handlers: list[Any] = [(evt.EVT_N_CREATE, create), (evt.EVT_N_SET, change)]
-    server = ae.start_server((peers.LOOPBACK, 0), block=False, evt_handlers=handlers)
-    assert server is not None  # where it does not block there is one
-    try:
-        address = f"RIS@{peers.LOOPBACK}:{server.socket.getsockname()[1]}"  # type: ignore[union-attr]
+    handlers = (evt.EVT_N_CREATE, create), (evt.EVT_N_SET, change)
+    with peers.pynetdicom_serving(ae, *handlers) as address:
         assert told(capsys, address, CT)[0] == 0
-    finally:
-        server.shutdown()
     (first, made), (second, ended) = got
     assert first == second
     assert made.PerformedProcedureStepStatus == "IN PROGRESS"

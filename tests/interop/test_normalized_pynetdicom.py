@@ -83,20 +83,16 @@ def running(peer: Peer) -> Iterator[str]:
     ae = AE(ae_title="PYNETDICOM")
     ae.add_supported_context(SESSION)
     ae.add_supported_context(COMMITMENT, scu_role=True, scp_role=True)
-    handlers: list[Any] = [
+    with peers.pynetdicom_serving(
+        ae,
         (evt.EVT_N_CREATE, peer.create),
         (evt.EVT_N_SET, peer.set),
         (evt.EVT_N_GET, peer.get),
         (evt.EVT_N_ACTION, peer.act),
         (evt.EVT_N_DELETE, peer.delete),
         (evt.EVT_N_EVENT_REPORT, peer.report),
-    ]
-    server = ae.start_server((peers.LOOPBACK, 0), block=False, evt_handlers=handlers)
-    assert server is not None  # where it does not block there is one
-    try:
-        yield f"PYNETDICOM@{peers.LOOPBACK}:{server.socket.getsockname()[1]}"  # type: ignore[union-attr]
-    finally:
-        server.shutdown()
+    ) as address:
+        yield address
 
 
 def test_the_verbs_at_pynetdicom(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,20 +110,15 @@ def served() -> Iterator[Served]:
         scp.asked = event.app_info
         return {uid: scp.odd.agrees(asked) for uid, asked in scp.asked.items()}
 
-    handlers: list[Any] = [
+    with peers.pynetdicom_serving(
+        ae,
         (evt.EVT_ACCEPTED, bend),
         (evt.EVT_SOP_EXTENDED, agree),
         (evt.EVT_C_FIND, lambda event: scp.odd.find(event)),
         (evt.EVT_C_GET, lambda event: scp.odd.retrieve(event)),
         (evt.EVT_C_MOVE, lambda event: scp.odd.move(event)),
-    ]
-    server = ae.start_server((peers.LOOPBACK, 0), block=False, evt_handlers=handlers)
-    assert server is not None  # where it does not block there is one
-    try:
-        scp.address = f"ODD@{peers.LOOPBACK}:{server.socket.getsockname()[1]}"  # type: ignore[union-attr]
+    ) as scp.address:
         yield scp
-    finally:
-        server.shutdown()
 
 
 RESPONSES = (C_FIND, C_GET, C_MOVE)

@@ -94,14 +94,8 @@ def test_at_pynetdicom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ae = AE("FOREIGN")
     for uid in (GRAY, LUT, NOTICE):
         ae.add_supported_context(uid)
-    server = ae.start_server(
-        (peers.LOOPBACK, 0),
-        block=False,
-        evt_handlers=[(evt.EVT_N_CREATE, create), (evt.EVT_N_DELETE, delete)],
-    )
-    assert server is not None
-    try:
-        address = f"FOREIGN@{peers.LOOPBACK}:{server.server_address[1]}"
+    handlers = (evt.EVT_N_CREATE, create), (evt.EVT_N_DELETE, delete)
+    with peers.pynetdicom_serving(ae, *handlers) as address:
         told = tmp_path / "notice.json"
         told.write_text(json.dumps(notice().to_json_dict()))
         words = ["--class", "InstanceAvailabilityNotification", "--instance", "1.5"]
@@ -115,7 +109,5 @@ def test_at_pynetdicom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         words = ["--class", LUT, "--instance", "1.3"]
         assert main(["n-create", address, *words, "-k", "PresentationLUTShape=IDENTITY"]) == 0
         assert main(["n-delete", address, *words]) == 0
-    finally:
-        server.shutdown()
     assert set(held) == {"1.5"}
     assert "0x0112" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from dcmhaul.services.query import FindScp, QueryModel, QueryRefused, find
 from dcmhaul.services.retrieve import GetScp, get, storage_roles
 from dcmhaul.services.storage import StorageScp
 from dcmhaul.wire.items import PresentationContextRq
+from tests.interop import peers
 from tests.interop.peers import require
 
 if TYPE_CHECKING:
@@ -76,13 +77,9 @@ def pynetdicom_scp(find_handler: Any, get_handler: Any) -> Iterator[int]:
         ae.add_supported_context(
             header.SOPClassUID, header.file_meta.TransferSyntaxUID, scu_role=True, scp_role=True
         )
-    handlers = [(evt.EVT_C_FIND, find_handler), (evt.EVT_C_GET, get_handler)]
-    server = ae.start_server((HOST, 0), block=False, evt_handlers=handlers)  # type: ignore[arg-type]
-    assert server is not None
-    try:
-        yield server.socket.getsockname()[1]  # type: ignore[union-attr]
-    finally:
-        server.shutdown()
+    handlers = (evt.EVT_C_FIND, find_handler), (evt.EVT_C_GET, get_handler)
+    with peers.pynetdicom_serving(ae, *handlers) as address:
+        yield int(address.rpartition(":")[2])
 
 
 def our_request() -> AssociationRequest:

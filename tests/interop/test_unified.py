@@ -190,14 +190,8 @@ def pynetdicom_watcher(port: int) -> Iterator[list[tuple[int, str]]]:
 
     ae = AE("WATCHER")
     ae.add_supported_context(EVENT, scu_role=True, scp_role=True)
-    server = ae.start_server(
-        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, hear)]
-    )
-    assert server is not None
-    try:
+    with peers.pynetdicom_serving(ae, (evt.EVT_N_EVENT_REPORT, hear), port=port):
         yield heard
-    finally:
-        server.shutdown()
 
 
 def change(state: str, key: str = KEY) -> Dataset:
@@ -293,19 +287,15 @@ class Worklist:
         ae = AE("WORK")
         for uid in CLASSES:
             ae.add_supported_context(uid)
-        handlers: list[Any] = [
+        with peers.pynetdicom_serving(
+            ae,
             (evt.EVT_N_CREATE, self.create),
             (evt.EVT_N_SET, self.set),
             (evt.EVT_N_GET, self.get),
             (evt.EVT_N_ACTION, self.act),
             (evt.EVT_C_FIND, self.find),
-        ]
-        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-        assert server is not None
-        try:
-            yield f"WORK@127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
+        ) as address:
+            yield address
 
 
 def test_at_pynetdicom(capsys: pytest.CaptureFixture[str]) -> None:

@@ -368,15 +368,9 @@ def test_asking_pynetdicom(capsys: pytest.CaptureFixture[str], wlmscpfs: peers.S
 
     ae = AE("RIS")
     ae.add_supported_context(MODALITY_WORKLIST_FIND)
-    handlers: list[Any] = [(evt.EVT_C_FIND, find_items)]
-    server = ae.start_server((peers.LOOPBACK, 0), block=False, evt_handlers=handlers)
-    assert server is not None
-    try:
-        address = f"RIS@{peers.LOOPBACK}:{server.server_address[1]}"
+    with peers.pynetdicom_serving(ae, (evt.EVT_C_FIND, find_items)) as address:
         keys = ("-k", "PatientName", "-k", f"{STEP}.Modality=CT")
         assert main(["find", address, "-W", *keys, "-q"]) == 0
-    finally:
-        server.shutdown()
     assert "QueryRetrieveLevel" not in got[0]
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()[1:]]
     assert names == ["HEAD^EXP1", "HEAD^EXP2", "FOOT^LEFT"]

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.interop import peers
+from tests.interop import peers, pynetdicom_peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+pynetdicom_peer.mend_race()
 
 
 @pytest.fixture

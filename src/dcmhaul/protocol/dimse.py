@@ -418,11 +418,9 @@ def decode_message(command: bytes) -> DimseMessage:
     except KeyError as exc:
         raise _broken(values) from exc
     names = plan.fields
-    arguments: dict[str, Any] = {
+    arguments: dict[str, Any] = plan.lenient | {
         names[keyword]: value for keyword, value in values.items() if keyword in names
     }
-    if plan.lenient:
-        arguments = plan.lenient | arguments
     if missing := plan.required - values.keys():
         raise RemoteProtocolError(
             f"{plan.message.__name__} without {min(missing)} (PS3.7 §9.3, §10.3)",

@@ -33,18 +33,25 @@ TOOLS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One sender and one receiver. counts: how many objects of each set a round sends."""
+    """One sender and one receiver. counts: how many objects of each set a round sends.
+
+    associations: at once; a tool without an option for it is started so often, each with its share.
+    """
 
     key: str
     sender: str
     receiver: str
     window: int = 1
+    associations: int = 1
+    pdu: int = PDU
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         window = f" (window {self.window})" if self.sender == DCMHAUL else ""
-        return f"{self.sender}{window} → {self.receiver}"
+        many = f", {self.associations} associations" if self.associations > 1 else ""
+        pdu = f", PDU {self.pdu}" if self.pdu != PDU else ""
+        return f"{self.sender}{window} → {self.receiver}{many}{pdu}"
 
     def missing(self) -> list[str]:
         """Tools that are not installed."""
@@ -56,7 +63,10 @@ def pairs(full: Mapping[str, int]) -> tuple[Pair, ...]:
     """All pairs; `full` is the size of each set. Slow ones send fewer: their rate is the same."""
     few = {"ct": 60, "small": 60}
     fewer = {"large": 2, "ct": 300, "small": 80}
+    helped = {"large": 2, "ct": 300, "small": 800}
     both = {name: full[name] for name in ("ct", "small") if name in full}
+    large = {name: full[name] for name in ("large",) if name in full}
+    small = {name: full[name] for name in ("small",) if name in full}
 
     def least(counts: Mapping[str, int]) -> dict[str, int]:
         return {name: min(count, full[name]) for name, count in counts.items() if name in full}
@@ -71,9 +81,27 @@ def pairs(full: Mapping[str, int]) -> tuple[Pair, ...]:
             receiver=DCMTK,
             counts=least({"large": full.get("large", 0), **few}),
         ),
-        Pair(key="pynetdicom", sender=PYNETDICOM, receiver=PYNETDICOM, counts=least(fewer)),
         Pair(key="to-dcmtk", sender=DCMHAUL, receiver=DCMTK, counts=both),
         Pair(key="from-dcmtk", sender=DCMTK, receiver=DCMHAUL, counts=both),
+        Pair(key="pynetdicom", sender=PYNETDICOM, receiver=PYNETDICOM, counts=least(fewer)),
+        Pair(key="to-pynetdicom", sender=DCMHAUL, receiver=PYNETDICOM, counts=least(helped)),
+        Pair(key="from-pynetdicom", sender=PYNETDICOM, receiver=DCMHAUL, counts=least(helped)),
+        Pair(key="ours-8", sender=DCMHAUL, receiver=DCMHAUL, associations=8, counts=small),
+        Pair(
+            key="dcmtk-nodelay-8",
+            sender=DCMTK_NODELAY,
+            receiver=DCMTK_NODELAY,
+            associations=8,
+            counts=small,
+        ),
+        Pair(key="ours-16384", sender=DCMHAUL, receiver=DCMHAUL, pdu=16384, counts=large),
+        Pair(
+            key="dcmtk-nodelay-16384",
+            sender=DCMTK_NODELAY,
+            receiver=DCMTK_NODELAY,
+            pdu=16384,
+            counts=large,
+        ),
     )
 
 
@@ -95,46 +123,53 @@ class Wire:
 
 
 @contextmanager
-def receiver(kind: str, wire: Wire, folder: Path | None = None) -> Iterator[peers.Server]:
+def receiver(
+    kind: str, wire: Wire, folder: Path | None = None, *, associations: int = 1, pdu: int = PDU
+) -> Iterator[peers.Server]:
     """A listening Storage SCP of that kind; drops what it gets unless there is a folder."""
     if kind == DCMHAUL:
         port = peers.free_port()
         argv = [*process.dcmhaul(), "receive", str(port), "-aet", AET, "--bind", peers.LOOPBACK]
-        argv += ["-pdu", str(PDU), *wire.own_options(), *wire.receiver_tls]
+        argv += ["-pdu", str(pdu), *wire.own_options(), *wire.receiver_tls]
         argv += ["--discard"] if folder is None else ["-od", str(folder)]
         with peers.serve("dcmhaul receive", argv, aet=AET, port=port, folder=folder) as server:
             yield server
     elif kind == PYNETDICOM:
-        with peers.pynetdicom_scp(folder, aet=AET, env=wire.preload) as server:
+        with peers.pynetdicom_scp(folder, aet=AET, pdu=pdu, env=wire.preload) as server:
             yield server
     else:
-        nodelay = kind == DCMTK_NODELAY
-        extra = wire.receiver_tls
         with peers.storescp(
-            folder, aet=AET, nodelay=nodelay, env=wire.preload, extra=extra
+            folder,
+            aet=AET,
+            nodelay=kind == DCMTK_NODELAY,
+            fork=associations > 1,
+            pdu=pdu,
+            env=wire.preload,
+            extra=wire.receiver_tls,
         ) as server:
             yield server
 
 
 def send(
-    kind: str, wire: Wire, server: peers.Server, files: Path, *, window: int = 1
+    kind: str, wire: Wire, server: peers.Server, *folders: Path, window: int = 1, pdu: int = PDU
 ) -> process.Cost:
-    """Sends every file of a folder on one association, and returns what the sender cost."""
+    """Sends every file of the folders, on as many associations, and returns what that cost."""
     if kind == DCMHAUL:
-        argv = [*process.dcmhaul(), "send", server.address, str(files), "-pdu", str(PDU)]
-        argv += ["--associations", "1", "--window", str(window), "--json"]
+        argv = [*process.dcmhaul(), "send", server.address, *map(str, folders), "-pdu", str(pdu)]
+        argv += ["--associations", str(len(folders)), "--window", str(window), "--json"]
         argv += [*wire.own_options(), *wire.sender_tls]
         cost = process.run(argv, env=peers.environment())
-        _check_summary(cost.output, sum(1 for _ in files.iterdir()))
+        _check_summary(cost.output, sum(1 for folder in folders for _ in folder.iterdir()))
         return cost
     if kind == PYNETDICOM:
         argv = [peers.require("pynetdicom"), "-m", "tests.interop.pynetdicom_peer", "send"]
-        argv += [server.host, str(server.port), "--called", server.aet, str(files)]
-        return process.run(argv, env=peers.environment(extra=wire.preload))
-    argv = [peers.require("storescu"), *wire.sender_tls, "-aec", server.aet, "-pdu", str(PDU)]
-    argv += ["--max-send-pdu", str(PDU), "+sd", "+r", server.host, str(server.port), str(files)]
-    env = peers.environment(nodelay=kind == DCMTK_NODELAY, extra=wire.preload)
-    return process.run(argv, env=env)
+        argv += [server.host, str(server.port), "--called", server.aet, "--pdu", str(pdu)]
+        env = peers.environment(extra=wire.preload)
+    else:
+        argv = [peers.require("storescu"), *wire.sender_tls, "-aec", server.aet, "-pdu", str(pdu)]
+        argv += ["--max-send-pdu", str(pdu), "+sd", "+r", server.host, str(server.port)]
+        env = peers.environment(nodelay=kind == DCMTK_NODELAY, extra=wire.preload)
+    return process.run_all([[*argv, str(folder)] for folder in folders], env=env)
 
 
 def _check_summary(output: str, count: int) -> None:

@@ -46,33 +46,50 @@ def dcmhaul() -> list[str]:
 
 def run(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path = ROOT) -> Cost:
     """Runs it to its end; BenchFailed unless it exits with 0."""
+    return run_all([argv], env=env, cwd=cwd)
+
+
+def run_all(argvs: Sequence[Sequence[str]], *, env: Mapping[str, str], cwd: Path = ROOT) -> Cost:
+    """Runs them side by side until the last has ended; BenchFailed unless all exit with 0.
+
+    seconds: of all of them; cpu_seconds: their sum; peak_bytes: of the largest.
+    """
+    running: list[subprocess.Popen[bytes]] = []
+    cpu_seconds = 0.0
+    peak = 0
     with tempfile.TemporaryFile() as sink:
         begun = time.perf_counter()
-        process = subprocess.Popen(
-            list(argv),
-            env=dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-        )
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            running.extend(
+                subprocess.Popen(
+                    list(argv),
+                    env=dict(env),
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                )
+                for argv in argvs
+            )
+            for process in running:
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                cpu_seconds += usage.ru_utime + usage.ru_stime
+                peak = max(peak, usage.ru_maxrss * 1024)
         except BaseException:
-            process.kill()
+            for process in running:
+                if process.returncode is None:
+                    process.kill()
             raise
         seconds = time.perf_counter() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)
         sink.seek(0)
         output = sink.read().decode(errors="replace")
-    if process.returncode != 0:
-        raise BenchFailed(f"{' '.join(argv)} ended with {process.returncode}:\n{output[-4000:]}")
-    return Cost(
-        seconds=seconds,
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak_bytes=usage.ru_maxrss * 1024,
-        output=output,
-    )
+    for argv, process in zip(argvs, running, strict=True):
+        if process.returncode != 0:
+            raise BenchFailed(
+                f"{' '.join(argv)} ended with {process.returncode}:\n{output[-4000:]}"
+            )
+    return Cost(seconds=seconds, cpu_seconds=cpu_seconds, peak_bytes=peak, output=output)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -68,6 +68,21 @@ class DataSet:
                 os.link(path, folder / path.name)
         return folder
 
+    def shares(self, parts: int, count: int) -> list[Path]:
+        """`parts` folders with the first `count` files dealt out among them, hard-linked."""
+        if parts == 1:
+            return [self.folder if count == len(self.files) else self.part(count)]
+        folders = [
+            self.folder.with_name(f"{self.folder.name}-{count}-{part + 1}of{parts}")
+            for part in range(parts)
+        ]
+        if not folders[0].exists():
+            for folder in folders:
+                folder.mkdir()
+            for number, path in enumerate(self.files[:count]):
+                os.link(path, folders[number % parts] / path.name)
+        return folders
+
 
 @contextmanager
 def workspace() -> Iterator[Path]:

@@ -51,6 +51,11 @@ def test_loopback_measures_every_pair() -> None:
         "pynetdicom → pynetdicom",
         "dcmhaul (window 1) → DCMTK as installed",
         "DCMTK as installed → dcmhaul",
+        "dcmhaul (window 1) → pynetdicom",
+        "pynetdicom → dcmhaul",
+        "dcmhaul (window 1) → dcmhaul, 8 associations",
+        "DCMTK, TCP_NODELAY=1 → DCMTK, TCP_NODELAY=1, 8 associations",
+        "dcmhaul (window 1) → dcmhaul, PDU 16384",
     ):
         assert float(cells(text, title)[1].replace(",", "")) > 0
     assert "not measured" not in text

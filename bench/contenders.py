@@ -151,9 +151,18 @@ def receiver(
 
 
 def send(
-    kind: str, wire: Wire, server: peers.Server, *folders: Path, window: int = 1, pdu: int = PDU
+    kind: str,
+    wire: Wire,
+    server: peers.Server,
+    *folders: Path,
+    window: int = 1,
+    pdu: int = PDU,
+    halt: bool = True,
 ) -> process.Cost:
-    """Sends every file of the folders, on as many associations, and returns what that cost."""
+    """Sends every file of the folders, on as many associations, and returns what that cost.
+
+    halt: BenchFailed where one was not taken; without it DCMTK's storescu goes on.
+    """
     if kind == DCMHAUL:
         argv = [*process.dcmhaul(), "send", server.address, *map(str, folders), "-pdu", str(pdu)]
         argv += ["--associations", str(len(folders)), "--window", str(window), "--json"]
@@ -167,9 +176,10 @@ def send(
         env = peers.environment(extra=wire.preload)
     else:
         argv = [peers.require("storescu"), *wire.sender_tls, "-aec", server.aet, "-pdu", str(pdu)]
-        argv += ["--max-send-pdu", str(pdu), "+sd", "+r", server.host, str(server.port)]
+        argv += ["--max-send-pdu", str(pdu), "+sd", "+r", *([] if halt else ["--no-halt"])]
+        argv += [server.host, str(server.port)]
         env = peers.environment(nodelay=kind == DCMTK_NODELAY, extra=wire.preload)
-    return process.run_all([[*argv, str(folder)] for folder in folders], env=env)
+    return process.run_all([[*argv, str(folder)] for folder in folders], env=env, check=halt)
 
 
 def _check_summary(output: str, count: int) -> None:

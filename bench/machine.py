@@ -52,3 +52,13 @@ def describe(congestion: str | None) -> dict[str, str]:
         else "not installed",
         "iperf3": _tool("iperf3"),
     }
+
+
+def filesystem(path: Path) -> str:
+    """The type of the filesystem that holds the path, by the longest mount point above it."""
+    found = ("", "unknown")
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, *_ = line.split(" ")
+        if path.resolve().is_relative_to(point):
+            found = max(found, (point, kind), key=lambda mount: len(mount[0]))
+    return found[1]

@@ -99,6 +99,20 @@ def test_retrieve_measures_every_pair() -> None:
     assert "not measured" not in text
 
 
+def test_ingest_measures_every_archive() -> None:
+    for tool in ("storescu", "dcmqrscp"):
+        peers.require(tool)
+    wanted = "cubic" if congestion.usable("cubic") else "kernel"
+    text = bench("ingest", "--congestion", wanted)
+    for title in (
+        "dcmhaul send → dcmhaul archive",
+        "bare loop: write, fsync",
+        "storescu → dcmqrscp, TCP_NODELAY=1",
+        "storescu → dcmqrscp, as installed",
+    ):
+        assert float(cells(text, title)[1].replace(",", "")) > 0
+
+
 def test_ledger_measures_with_and_without() -> None:
     text = bench("ledger")
     for case in ("offered 10 000/s", "full speed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from dcmhaul.cli import main
 from dcmhaul.engine.pool import AssociationPool, PoolPolicy
 from dcmhaul.engine.retry import is_stored
 from dcmhaul.errors import (
+    AssociationAborted,
     ConnectionDropped,
     PeerTimeout,
     RemoteProtocolError,
@@ -27,10 +29,20 @@ from dcmhaul.services.query import QueryModel, find
 from dcmhaul.services.retrieve import get, storage_roles
 from dcmhaul.services.storage import StorageScp, StorageScu, StoreOutcome
 from dcmhaul.wire.items import PresentationContextRq
-from tests.hostile.octets import CT, EXPLICIT, IMPLICIT, command_pdu, data_pdu, echo_rq, store_rq
+from tests.hostile.octets import (
+    CT,
+    EXPLICIT,
+    IMPLICIT,
+    abort,
+    command_pdu,
+    data_pdu,
+    echo_rq,
+    store_rq,
+)
 from tests.hostile.scripted_scp import ScriptedScp, response, running
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from dcmhaul.net import Association
@@ -126,6 +138,34 @@ async def test_row_64_the_window_is_left_out_for_a_peer_that_cannot_bear_it() ->
         assert [asked["async_window"] is None for asked in scp.requests] == [False, True, True]
         assert pool.health.failures == 0
         assert pool.window_dropped
+
+
+async def test_row_64_no_window_for_a_peer_that_breaks_under_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(_number: int, command: dict[str, Any]) -> bytes:
+        granted = scp.requests[-1]["async_window"] is not None
+        return abort(0, 0) if granted else response(command)
+
+    async with running(ScriptedScp(answer, window=8)) as scp:
+        pool = AssociationPool("127.0.0.1", scp.port, policy=PoolPolicy(size=1, delay_seconds=0))
+        stored: list[StoreOutcome] = []
+        with trio.fail_after(PATIENCE_SECONDS):
+            for broken in (True, True, False):
+                instances = iter([Memory(number) for number in range(3)])
+
+                async def take(left: Iterator[Memory] = instances) -> Memory | None:
+                    return next(left, None)
+
+                with pytest.raises(AssociationAborted) if broken else nullcontext():
+                    async with pool.association(request(window=8)) as association:
+                        pool.worked()
+                        await StorageScu(association).run(take, stored.append)
+        assert [asked["async_window"] is None for asked in scp.requests] == [False, False, True]
+        assert [outcome.status for outcome in stored] == [None] * 6 + [0] * 3
+        assert pool.window_dropped
+        [line] = caplog.messages
+        assert "one at a time" in line
 
 
 async def test_row_64_a_peer_that_drops_every_request_is_asked_twice_and_no_more() -> None:

@@ -12,6 +12,8 @@ from dcmhaul.engine.pool import (
     Open,
     PoolPolicy,
     Wait,
+    WindowTrial,
+    after_break,
     after_failure,
     after_work,
     next_step,
@@ -165,3 +167,19 @@ def test_patience_begins_anew_after_work_and_changes_nothing_for_what_is_permane
     assert next_step(after_failure(REACHED, rejected, 0, 0.0, policy), 0.0, policy) == GiveUp(
         rejected
     )
+
+
+def test_only_early_breaks_in_succession_speak_against_the_window() -> None:
+    def broke(trial: WindowTrial, at: float, *, early: bool = True, outstanding: int = 4) -> int:
+        after = after_break(trial, outstanding=outstanding, early=early, opened_at=at - 1, now=at)
+        return after.early_breaks
+
+    once = WindowTrial(early_breaks=1, last_at=10.0)
+    assert broke(WindowTrial(), 10.0) == 1
+    assert broke(once, 12.0) == 2
+    # Opened before the last break: both have one cause.
+    assert broke(once, 10.5) == 1
+    # One request was outstanding, so it was not the window.
+    assert broke(once, 12.0, outstanding=1) == 1
+    # Whoever answered a good many bears it.
+    assert broke(once, 12.0, early=False) == 0

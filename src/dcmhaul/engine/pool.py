@@ -6,6 +6,7 @@ associations. What to do next is decided by pure functions; the pool acts.
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -43,12 +44,19 @@ __all__ = [
     "PoolPolicy",
     "SharedAssociations",
     "Wait",
+    "WindowTrial",
+    "after_break",
     "after_failure",
     "after_work",
     "next_step",
 ]
 
+_log = logging.getLogger(__name__)
+
 _CALL_ATTEMPTS = 2
+# What has answered so many windows' worth of requests bears the window: later breaks have other causes.
+EARLY_WINDOWS = 4
+EARLY_BREAKS_MAX = 2
 
 ASSOCIATION_ERRORS = (
     TransportError,
@@ -157,6 +165,32 @@ def after_work(health: Health) -> Health:
     return replace(health, failures=0, retry_at=0.0, error=None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowTrial:
+    """How the peer has borne several outstanding requests so far.
+
+    early_breaks: breaks in succession soon after the association had opened; last_at: when the last was.
+    """
+
+    early_breaks: int = 0
+    last_at: float = -1.0
+
+
+def after_break(
+    trial: WindowTrial, *, outstanding: int, early: bool, opened_at: float, now: float
+) -> WindowTrial:
+    """The trial after an association with a window broke while `outstanding` requests had no answer.
+
+    early: after few answers. Breaks at one time have one cause, and one may be a restart of the peer: only
+    an association that was opened after the last break, and breaks early too, says more.
+    """
+    if outstanding < 2 or opened_at < trial.last_at:
+        return trial
+    if not early:
+        return WindowTrial()
+    return WindowTrial(early_breaks=trial.early_breaks + 1, last_at=now)
+
+
 class AssociationPool:
     """At most `policy.size` associations to one peer; shared by the workers of one run.
 
@@ -180,7 +214,8 @@ class AssociationPool:
         self.health = Health(limit=policy.size)
         self.open = 0
         self.window_dropped = False
-        """The peer drops the connection at an asynchronous operations window, and is not asked for one."""
+        """The peer cannot bear an asynchronous operations window, and is not asked for one any more."""
+        self._window_trial = WindowTrial()
         self._waiting = 0
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._options = options if options is not None else SocketOptions()
@@ -239,7 +274,12 @@ class AssociationPool:
             async with self._opened(request) as association:
                 if not self.health.reached:
                     self.health = replace(self.health, reached=True)
-                yield association
+                opened_at = trio.current_time()
+                try:
+                    yield association
+                except ASSOCIATION_ERRORS:
+                    self._judge_window(association, opened_at)
+                    raise
         except ASSOCIATION_ERRORS as error:
             self.failed(error)
             raise
@@ -247,9 +287,32 @@ class AssociationPool:
             self.open -= 1
             self._wake()
 
+    def _judge_window(self, association: Association, opened_at: float) -> None:
+        """After a break: whether it was the window that the peer did not bear."""
+        window = association.agreement.window_invoked
+        ids = association.message_ids
+        if window > 1 and not self.window_dropped:
+            self._window_trial = after_break(
+                self._window_trial,
+                outstanding=len(ids),
+                early=ids.returned < EARLY_WINDOWS * window,
+                opened_at=opened_at,
+                now=trio.current_time(),
+            )
+            if self._window_trial.early_breaks >= EARLY_BREAKS_MAX:
+                self.window_dropped = True
+                _log.warning(
+                    "%s: associations break while several requests are outstanding; from now on one "
+                    "at a time is sent",
+                    association.peer,
+                )
+
     @asynccontextmanager
     async def _opened(self, request: AssociationRequest) -> AsyncIterator[Association]:
-        """Opens it; without the window item where the peer cannot bear that (seen at GE)."""
+        """Opens it; without the window item where the peer cannot bear that.
+
+        Some drop the connection at the item (seen at GE), others when they get what they had agreed to.
+        """
         answered = False
         if request.window > 1 and not self.window_dropped:
             try:

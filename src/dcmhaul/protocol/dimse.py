@@ -471,9 +471,11 @@ def response_to(
 class MessageIds:
     """Message IDs of the requests of one association: 1 to 65535, never one that is outstanding."""
 
-    __slots__ = ("_last", "_outstanding")
+    __slots__ = ("_last", "_outstanding", "returned")
 
     def __init__(self) -> None:
+        self.returned = 0
+        """How many operations are over."""
         self._last = 0
         self._outstanding: set[int] = set()
 
@@ -502,4 +504,5 @@ class MessageIds:
         if message_id not in self._outstanding:
             return False
         self._outstanding.remove(message_id)
+        self.returned += 1
         return True

@@ -42,6 +42,7 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     IOV_BATCH = 512
     BUDGET_US = 2000        # microseconds that one call may keep the thread
+    BULK_SIZE = 65536       # one receive of so much: the peer streams, and is acknowledged without our help
 
 DONE = 0
 WOULD_BLOCK = 1
@@ -199,18 +200,24 @@ def receive(int fd, PduReader reader not None):
     cdef ssize_t got
     cdef char* target
     cdef size_t room
+    cdef bint empty
     if not reader.reserve():
         return -2
     target = <char*>reader.slab + reader.tail
     room = <size_t>(SLAB_SIZE - reader.tail)
     with nogil:
-        rearm_quickack(fd)
+        if not reader.in_bulk:
+            rearm_quickack(fd)
         got = recv(fd, target, room, MSG_DONTWAIT)
         while got < 0 and errno == EINTR:
             got = recv(fd, target, room, MSG_DONTWAIT)  # EINTR
+        empty = got < 0 and errno == EAGAIN
+        if empty and reader.in_bulk:
+            rearm_quickack(fd)
+        reader.in_bulk = got >= BULK_SIZE
+    if empty:
+        return -1
     if got < 0:
-        if errno == EAGAIN:
-            return -1
         PyErr_SetFromErrno(OSError)
     reader.tail += got
     return got

@@ -71,6 +71,7 @@ cdef class PduReader:
     cdef bint p_data_accepted
     cdef bint pdv_last
     cdef bint skipping
+    cdef bint in_bulk               # the last receive brought so much that the peer must be streaming
     cdef readonly bint slices_out   # the caller looks at slices: nothing may move
     cdef uint8_t accepted[256]      # by context ID
     cdef uint8_t body_type

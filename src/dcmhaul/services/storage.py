@@ -58,8 +58,10 @@ INVALID_INSTANCE_UID: Final = 0x0117  # PS3.7 §C.5.8
 CLASS_NOT_SUPPORTED: Final = 0x0122  # PS3.7 §C.5.21
 DATASET_MISSING: Final = 0xC000
 
-# Bytes of small objects that gather before they leave in one system call.
+# What gathers of small objects before it leaves in one system call: bytes, and parts of the window. With
+# the whole window in one call, peer and sender would wait for each other in turns.
 BATCH_BYTES: Final = 262_144
+BATCHES_A_WINDOW: Final = 4
 
 
 # -- the SCP ------------------------------------------------------------------------------------
@@ -282,6 +284,7 @@ class StorageScu:
         self._reencode = reencode
         self._association = association
         self._window = granted if window is None else min(window, granted)
+        self._batch = max(1, self._window // BATCHES_A_WINDOW)
         self._contexts: dict[tuple[str, str], AcceptedContext | None] = {}
         self._outstanding: dict[int, _Outstanding] = {}
 
@@ -304,16 +307,17 @@ class StorageScu:
         exhausted = False
         try:
             while True:
-                queued = 0
+                queued = count = 0
                 while not exhausted and len(outstanding) < self._window:
                     instance = await take()
                     if instance is None:
                         exhausted = True
                         break
                     queued += await self._begin(instance, report)
-                    if queued >= BATCH_BYTES:
+                    count += 1
+                    if queued >= BATCH_BYTES or count >= self._batch:
                         await association.flush()
-                        queued = 0
+                        queued = count = 0
                 if queued:
                     await association.flush()
                     if crash.armed:

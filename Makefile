@@ -60,6 +60,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m bench.query
 	$(BIN)/python -m bench.retrieve
 	$(BIN)/python -m bench.ingest
+	$(BIN)/python -m bench.relay
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.startup

@@ -96,9 +96,15 @@ def workspace() -> Iterator[Path]:
 
 
 def make(
-    folder: Path, name: str, count: int, shape: Shape | None = None, *, seed: int = 1
+    folder: Path,
+    name: str,
+    count: int,
+    shape: Shape | None = None,
+    *,
+    seed: int = 1,
+    studies: int = 1,
 ) -> DataSet:
-    """Lets `dcmhaul synth` write `count` objects and flattens them into one folder."""
+    """Lets `dcmhaul synth` write `count` objects, as many in each study, and flattens them into one folder."""
     shape = shape or SHAPES[name]
     made, flat = folder / f"{name}-made", folder / name
     argv = [
@@ -110,7 +116,7 @@ def make(
         "--modality",
         shape.modality,
     ]
-    argv += ["--studies", "1", "--series", "1", "--instances", str(count)]
+    argv += ["--studies", str(studies), "--series", "1", "--instances", str(count // studies)]
     argv += ["--rows", str(shape.rows), "--columns", str(shape.columns)]
     argv += ["--frames", str(shape.frames)] if shape.frames > 1 else []
     process.run(argv, env=peers.environment())

@@ -6,6 +6,7 @@ import math
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,8 +72,41 @@ def test_tls_measures_every_pair() -> None:
         "dcmhaul (window 16) → dcmhaul",
         "DCMTK, TCP_NODELAY=1 → DCMTK, TCP_NODELAY=1",
         "dcmhaul (window 1) → DCMTK, TCP_NODELAY=1",
+        "plain TLS",
     ):
         assert float(cells(text, title)[1].replace(",", "")) > 0
+    assert "not measured" not in text
+
+
+def test_distance_measures_every_setting() -> None:
+    wanted = "cubic" if congestion.usable("cubic") else "kernel"
+    text = bench("distance", "--congestion", wanted)
+    for round_trip in ("0 ms", "20 ms", "80 ms"):
+        for setting in ("1x1", "1x16", "4x16"):
+            assert float(cells(text, f"{round_trip}, {setting}")[1].replace(",", "")) > 0
+
+
+def test_the_relay_delays_every_byte_and_loses_none() -> None:
+    sent = bytes(range(256)) * 20_000  # more than a read, a block and a socket's buffers hold
+    port = peers.free_port()
+    with socket.create_server((peers.LOOPBACK, 0)) as listener:
+        argv = [sys.executable, "-m", "bench.relay_line", str(port), str(listener.getsockname()[1])]
+        with (
+            peers.serve("relay", [*argv, "40"], aet="", port=port, cwd=ROOT),
+            socket.create_connection((peers.LOOPBACK, port)) as near,
+            listener.accept()[0] as far,
+            far.makefile("rb") as arriving,
+        ):
+            begun = time.monotonic()
+            near.sendall(b"?")
+            assert arriving.read(1) == b"?"
+            assert time.monotonic() - begun >= 0.02
+            far.sendall(b"!")
+            assert near.recv(1) == b"!"
+            assert time.monotonic() - begun >= 0.04
+            near.sendall(sent)
+            near.shutdown(socket.SHUT_WR)
+            assert arriving.read() == sent
 
 
 def test_query_measures_find_and_findscu() -> None:
@@ -110,6 +144,13 @@ def test_ingest_measures_every_archive() -> None:
         "storescu → dcmqrscp, TCP_NODELAY=1",
         "storescu → dcmqrscp, as installed",
     ):
+        assert float(cells(text, title)[1].replace(",", "")) > 0
+
+
+def test_relay_measures_migrate_and_its_parts() -> None:
+    wanted = "cubic" if congestion.usable("cubic") else "kernel"
+    text = bench("relay", "--congestion", wanted)
+    for title in ("archive → migrate → archive", "send → receive -od", "send → archive"):
         assert float(cells(text, title)[1].replace(",", "")) > 0
 
 

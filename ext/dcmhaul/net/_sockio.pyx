@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
 from dcmhaul.wire._fragments cimport SEGMENTS_MAX, Segment, SendQueue
-from dcmhaul.wire._frames cimport SLAB_SIZE, PduReader
+from dcmhaul.wire._frames cimport SLAB_SIZE, PduReader, borrow_slab, return_slab
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -31,6 +31,8 @@ cdef extern from "sockio.h" nogil:
     ssize_t recv(int fd, void* buffer, size_t length, int flags) noexcept
     ssize_t pread(int fd, void* buffer, size_t length, int64_t offset) noexcept
     ssize_t pwritev(int fd, const iovec* vectors, int count, int64_t offset) noexcept
+    ssize_t preadv(int fd, const iovec* vectors, int count, int64_t offset) noexcept
+    ssize_t send(int fd, const void* buffer, size_t length, int flags) noexcept
     void rearm_quickack(int fd) noexcept
     ssize_t send_file_range(int out, int source, int64_t offset, size_t length) noexcept
     bint file_is_spent(int fd, int64_t offset) noexcept
@@ -42,6 +44,8 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     IOV_BATCH = 512
     BUDGET_US = 2000        # microseconds that one call may keep the thread
+    COPY_BELOW = 49152      # fragments of a file up to here cost less when they are copied together
+    COPY_SIZE = 262144      # what is copied for one send
     BULK_SIZE = 65536       # one receive of so much: the peer streams, and is acknowledged without our help
 
 DONE = 0
@@ -76,6 +80,50 @@ cdef ssize_t send_memory(int fd, SendQueue queue) noexcept nogil:
     return sendmsg(fd, &message, flags)
 
 
+cdef bint is_copied(SendQueue queue) noexcept nogil:
+    """Whether the plan goes on with fragments of a file that are too short for a system call each."""
+    cdef int i = queue.segment_head
+    if queue.segments[i].data != NULL:
+        i += 1
+    return i < queue.segment_count and queue.segments[i].data == NULL
+
+
+cdef ssize_t send_copied(int fd, SendQueue queue, uint8_t* copy) noexcept nogil:
+    """One send of the head of the plan, its files read into `copy`; 0 where they cannot be read so far.
+
+    A file lies in one piece under the headers of its fragments: one read scatters it between them.
+    """
+    cdef iovec vectors[IOV_BATCH]
+    cdef Segment* segment
+    cdef int i = queue.segment_head
+    cdef int count = 0
+    cdef int source = -1
+    cdef int64_t begin = 0
+    cdef int64_t end = 0
+    cdef int64_t done = 0
+    cdef int64_t length
+    while i < queue.segment_count and done < COPY_SIZE and count < IOV_BATCH:
+        segment = &queue.segments[i]
+        length = min(segment.length, COPY_SIZE - done)
+        if segment.data != NULL:
+            memcpy(copy + done, segment.data, <size_t>length)
+        else:
+            if source < 0:
+                source = segment.fd
+                begin = end = segment.offset
+            elif segment.fd != source or segment.offset != end:
+                break               # another file: with the next call
+            vectors[count].iov_base = copy + done
+            vectors[count].iov_len = <size_t>length
+            count += 1
+            end += length
+        done += length
+        i += 1
+    if preadv(source, vectors, count, begin) != end - begin:
+        return 0
+    return send(fd, copy, <size_t>done, MSG_NOSIGNAL | MSG_DONTWAIT)
+
+
 cdef void advance(SendQueue queue, int64_t left) noexcept nogil:
     """Takes `left` bytes off the head of the plan, which has that many."""
     cdef Segment* segment = &queue.segments[queue.segment_head]
@@ -92,7 +140,8 @@ cdef void advance(SendQueue queue, int64_t left) noexcept nogil:
             segment.offset += left
 
 
-cdef int execute(int fd, SendQueue queue, int64_t budget, int64_t* done, int64_t* calls) noexcept nogil:
+cdef int execute(int fd, SendQueue queue, uint8_t* copy, int64_t budget, int64_t* done,
+                 int64_t* calls) noexcept nogil:
     cdef int64_t started = monotonic_us()
     cdef ssize_t sent
     cdef Segment* segment
@@ -101,7 +150,12 @@ cdef int execute(int fd, SendQueue queue, int64_t budget, int64_t* done, int64_t
             return RESULT_DONE
         segment = &queue.segments[queue.segment_head]
         calls[0] += 1
-        if segment.data != NULL:
+        sent = 0
+        if copy != NULL and is_copied(queue):
+            sent = send_copied(fd, queue, copy)
+        if sent != 0:
+            pass
+        elif segment.data != NULL:
             sent = send_memory(fd, queue)
         else:
             sent = send_file_range(fd, segment.fd, segment.offset, <size_t>segment.length)
@@ -130,8 +184,13 @@ def run_plan(int fd, SendQueue queue not None, int64_t budget=4194304):
     cdef int64_t done = 0
     cdef int64_t calls = 0
     cdef int result
+    cdef uint8_t* copy = NULL
+    if queue.fragment_max <= COPY_BELOW:
+        copy = borrow_slab()        # without one every fragment is sent by itself
     with nogil:
-        result = execute(fd, queue, budget, &done, &calls)
+        result = execute(fd, queue, copy, budget, &done, &calls)
+    if copy != NULL:
+        return_slab(copy)
     if result == RESULT_DONE and queue.segment_head == queue.segment_count:
         queue.release()
     elif queue.item_head >= 16:

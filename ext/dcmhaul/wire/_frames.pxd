@@ -101,3 +101,7 @@ cdef class PduReader:
     cdef int read_pdv_header(self) noexcept nogil
     cdef int read_body(self) except? -99
     cdef int read_fragment(self) except? -99
+
+
+cdef uint8_t* borrow_slab() noexcept
+cdef void return_slab(uint8_t* slab) noexcept

@@ -61,7 +61,7 @@ DATASET_MISSING: Final = 0xC000
 # What gathers of small objects before it leaves in one system call: bytes, and parts of the window. With
 # the whole window in one call, peer and sender would wait for each other in turns.
 BATCH_BYTES: Final = 262_144
-BATCHES_A_WINDOW: Final = 4
+BATCHES_A_WINDOW: Final = 2
 
 
 # -- the SCP ------------------------------------------------------------------------------------

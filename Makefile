@@ -64,6 +64,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.micro
 
 # FUZZ_SECONDS (60) for each target, or for FUZZ_TARGET alone.
 fuzz: $(VENV)/.fuzz

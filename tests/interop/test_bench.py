@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bench import congestion, tables
+from bench.micro import QUICK_COUNTED, WORKLOADS, count_of
+from bench.profiling import stacks
 
 from tests.interop import peers
 
@@ -171,6 +174,51 @@ def test_startup_measures_every_command() -> None:
     text = bench("startup")
     for command in ("python -c pass", "dcmhaul --version", "dcmhaul echo"):
         assert float(cells(text, command)[1]) > 0
+
+
+def test_micro_runs_every_workload() -> None:
+    text = bench("micro")
+    for workload in WORKLOADS:
+        assert float(cells(text, workload.title)[1].replace(",", "")) > 0
+    if shutil.which("valgrind"):
+        assert cells(text, QUICK_COUNTED)[-1] in ("yes", "no")
+
+
+def test_callgrind_counts_the_extension_apart(tmp_path: Path) -> None:
+    output = tmp_path / "callgrind.1"
+    output.write_text(
+        "ob=(1) /usr/lib/libpython3.so\nfn=(1) eval\n0 100\n"
+        "cob=(2) /here/dcmhaul/wire/_frames.so\ncfn=(2) next\ncalls=1 0\n0 57\n"
+        "ob=(2)\nfn=(2)\n+3 50\ncob=(1)\ncfn=(1)\ncalls=1 0\n* 1000\n-2 7\ntotals: 157\n"
+    )
+    assert count_of(output) == (157, 57)
+
+
+def test_profile_looks_at_both_ends() -> None:
+    text = bench("profiling")
+    for end in ("send", "receive"):
+        assert f"dcmhaul {end}: " in text
+    assert text.count("dcmhaul/services/storage.py") >= 2
+    assert str(ROOT) not in text
+
+
+def test_a_sample_becomes_a_stack_of_flame_graphs() -> None:
+    lines = [
+        "dcmhaul",
+        "\tffffffff8101 tcp_sendmsg ([kernel.kallsyms])",
+        "\tffffffff8102 ____sys_sendmsg ([kernel.kallsyms])",
+        "\tffffffff8103 __x64_sys_sendmsg ([kernel.kallsyms])",
+        "\tffffffff8104 do_syscall_64 ([kernel.kallsyms])",
+        "\t7f01 __libc_sendmsg (/usr/lib/libc.so.6)",
+        "\t7f02 __pyx_f_7dcmhaul_3net_7_sockio_send_memory (/here/_sockio.so)",
+        "\t7f03 __pyx_pw_7dcmhaul_3net_7_sockio_1run_plan (/here/_sockio.so)",
+        "\t7f04 _PyEval_EvalFrameDefault (/usr/lib/libpython3.so)",
+        "\t7f05 _PyEval_Vector (/usr/lib/libpython3.so)",
+        "\t7f06 main (/usr/bin/python3)",
+        "",
+    ]
+    stack = "main;python;_sockio.run_plan;_sockio.send_memory;sys_sendmsg_[k];tcp_sendmsg_[k]"
+    assert stacks(lines) == {tuple(stack.split(";")): 1}
 
 
 def test_the_preload_sets_the_congestion_control(tmp_path: Path) -> None:

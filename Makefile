@@ -57,11 +57,13 @@ check: $(VENV)/.check
 bench: $(VENV)/.test
 	$(BIN)/python -m bench.loopback
 	$(BIN)/python -m bench.tls
+	$(BIN)/python -m bench.distance
 	$(BIN)/python -m bench.query
 	$(BIN)/python -m bench.retrieve
 	$(BIN)/python -m bench.ingest
 	$(BIN)/python -m bench.relay
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.crowd
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.micro

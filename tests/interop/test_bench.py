@@ -170,6 +170,13 @@ def test_memory_measures_every_process() -> None:
         assert float(cells(text, process)[1].replace(",", "")) > 0
 
 
+def test_crowd_measures_memory_and_shares() -> None:
+    wanted = "cubic" if congestion.usable("cubic") else "kernel"
+    text = bench("crowd", "--congestion", wanted)
+    for figure in ("MiB resident a busy association, at most", "CT: Jain's index"):
+        assert float(cells(text, figure)[1].replace(",", "")) > 0
+
+
 def test_startup_measures_every_command() -> None:
     text = bench("startup")
     for command in ("python -c pass", "dcmhaul --version", "dcmhaul echo"):

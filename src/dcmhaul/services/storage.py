@@ -218,7 +218,7 @@ def proposes_storage(rq: AAssociateRq, extra_classes: Iterable[str] = ()) -> boo
 # -- the SCU ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class StoreOutcome:
     """How one instance ended. Without a status there is an error.
 

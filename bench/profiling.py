@@ -14,6 +14,7 @@ import pstats
 import re
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,9 @@ class Load:
     wire: Wire
     scratch: Path
     rounds: int
+    associations: int = 1
+    disk: Path | None = None
+    """Where an archive keeps the objects; without it the receiver drops them."""
 
     @property
     def objects(self) -> int:
@@ -106,12 +110,16 @@ def transfer(
     port = peers.free_port()
     pdu = ["-pdu", str(contenders.PDU), *load.wire.own_options()]
     serving = [*commands["receive"], "receive", str(port), "-aet", contenders.AET, "--discard"]
+    if load.disk is not None:
+        # None is removed before the end, as in `ingest.py`.
+        kept = tempfile.mkdtemp(dir=load.disk)
+        serving = [*commands["receive"], "archive", "--dir", kept, "--port", str(port)]
+        serving += ["--aet", contenders.AET]
     serving += ["--bind", peers.LOOPBACK, *pdu]
-    with peers.serve(
-        "dcmhaul receive", serving, aet=contenders.AET, port=port, env=extra
-    ) as server:
+    with peers.serve("dcmhaul", serving, aet=contenders.AET, port=port, env=extra) as server:
         sending = [*commands["send"], "send", server.address, str(folder), *pdu]
         sending += ["--window", str(load.window), "--json"]
+        sending += ["--associations", str(load.associations)]
         before = process.cpu_seconds(server.process.pid)
         cost = process.run(sending, env=peers.environment(extra=extra))
         busy = process.cpu_seconds(server.process.pid) - before
@@ -376,13 +384,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="fraction of the objects that are sent"
     )
+    parser.add_argument("--associations", type=int, default=1)
+    parser.add_argument(
+        "--archive",
+        action="store_true",
+        help="the receiver is an archive, which keeps everything where temporary files go",
+    )
     parser.add_argument("--congestion", default="cubic", help="or kernel, for its default")
     parser.add_argument("--quick", action="store_true", help="a moment's run; nothing is written")
     parser.add_argument("--output", type=Path, default=HERE, help="folder for profiles/")
     asked = parser.parse_args(argv)
     process.end_on_sigterm()
     count = QUICK_COUNT if asked.quick else max(2, int(COUNTS[asked.shape] * asked.scale))
-    with sets.workspace() as folder:
+    with sets.workspace() as folder, tempfile.TemporaryDirectory(prefix="dcmhaul-bench-") as disk:
         data = sets.make(
             folder, asked.shape, count, sets.QUICK_SHAPES[asked.shape] if asked.quick else None
         )
@@ -393,6 +407,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             wire=Wire(congestion=control, preload={}),
             scratch=folder,
             rounds=QUICK_ROUNDS if asked.quick else ROUNDS,
+            associations=asked.associations,
+            disk=Path(disk) if asked.archive else None,
         )
         cost = without_tools(load)
         speed = (
@@ -402,16 +418,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         described = machine.describe(control)
         about = "; ".join(f"{key}: {value}" for key, value in described.items())
-        for end in ENDS:
-            heading = (
-                f"dcmhaul {end}: {count} of {data.shape.title}, window {load.window}, one association, PDU "
-                f"{contenders.PDU}, from tmpfs, dropped by the receiver\n{about}\n{speed}"
-            )
+        fate = "dropped by the receiver"
+        if asked.archive:
+            fate = f"durable in an archive on {machine.filesystem(Path(disk))}"
+        setting = f"window {load.window}, {load.associations} association(s), PDU {contenders.PDU}"
+        suffix = f"-a{load.associations}" if load.associations > 1 else ""
+        for end in ENDS[1:] if asked.archive else ENDS:  # who sends to an archive waits
+            verb = "archive" if asked.archive and end == "receive" else end
+            what = f"{count} of {data.shape.title}, {setting}, from tmpfs, {fate}"
+            heading = f"dcmhaul {verb}: {what}\n{about}\n{speed}"
             text = profile(load, end, cost, heading)
             if asked.quick:
                 print(f"a moment's run: the figures mean nothing\n{text}")
                 continue
-            path = asked.output / "profiles" / f"{asked.shape}-w{asked.window}-{end}.txt"
+            name = f"{asked.shape}-w{asked.window}{suffix}-{verb}.txt"
+            path = asked.output / "profiles" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             print(f"profiles/{path.name} is written")

@@ -362,8 +362,8 @@ FAULTS = [
     ("link", errno.ENOSPC),
     ("link", errno.EROFS),
     ("fsync", errno.EIO),
-    ("pwrite", errno.ENOSPC),
-    ("pwrite", errno.EDQUOT),
+    ("pwritev", errno.ENOSPC),
+    ("pwritev", errno.EDQUOT),
     ("open", errno.EMFILE),
 ]
 

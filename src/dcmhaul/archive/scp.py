@@ -29,7 +29,7 @@ from dcmhaul.archive.notices import AvailabilityNotices
 from dcmhaul.archive.printing import PrintScp
 from dcmhaul.archive.query import FindQuery, Root, Selected, SelectQuery
 from dcmhaul.archive.recovery import RecoveryReport, recover
-from dcmhaul.archive.sink import ArchiveSink, Received, file_meta, write_whole
+from dcmhaul.archive.sink import ArchiveSink, Received, file_meta
 from dcmhaul.archive.steps import ProcedureSteps
 from dcmhaul.archive.store import Refused, Store, StoredInstance, check_uids
 from dcmhaul.archive.tables import KIND, METADATA, SCHEMA_VERSION, add_kept
@@ -270,6 +270,7 @@ class Archive:
 
     def _publish(self, received: Received) -> tuple[Object, Folder]:
         """Checks the whole object, writes and names its file; blocks. Refused, or OSError."""
+        received.examine()
         digest, description = received.intake.finish()
         incoming = received.incoming
         check_uids(description, incoming.sop_class_uid, incoming.sop_instance_uid)
@@ -277,8 +278,8 @@ class Archive:
         if file is None:
             file = self._store.create()
         try:
-            if received.held:
-                write_whole(file.fd, b"".join(received.held))
+            if received.file is None:
+                received.write_held(file, direct=self.durability is not Durability.NONE)
             received.place, folder = self._store.publish(file)
         finally:
             file.close()

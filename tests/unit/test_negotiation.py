@@ -802,3 +802,26 @@ def test_whatever_comes_is_answered_and_both_sides_agree(
         assert theirs.window_performed == ours.window_invoked >= 1
         assert theirs.roles == ours.roles
         assert theirs.extended == ours.extended
+
+
+def test_of_two_role_items_for_one_class_the_first_counts_on_both_sides() -> None:
+    asked = AssociationRequest(
+        called_ae_title="OURS",
+        calling_ae_title="PEER",
+        contexts=(
+            PresentationContextRq(
+                context_id=1,
+                abstract_syntax="1.2",
+                transfer_syntaxes=(uids.IMPLICIT_VR_LITTLE_ENDIAN,),
+            ),
+        ),
+        roles=tuple(
+            RoleSelection(sop_class_uid="1.2", scu=scu, scp=False) for scu in (False, True)
+        ),
+    ).to_pdu()
+    result = negotiate(asked, policy(ae_title=None, supported={"1.2": SupportedContext()}), "h")
+    assert not isinstance(result, AAssociateRj)
+    ac, ours = result
+    assert (
+        requestor_agreement(asked, AAssociateAc.decode(ac.encode()[6:])).roles == ours.roles == {}
+    )

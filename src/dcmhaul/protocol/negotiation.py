@@ -542,9 +542,10 @@ def _grant_roles(
     Where nothing of what was asked can be granted there is no answer, and the default roles hold.
     """
     roles: dict[str, tuple[bool, bool]] = {}
-    for role in asked:
+    # Of several items for one class the first counts, also where nothing of it is granted.
+    for role in {role.sop_class_uid: role for role in reversed(asked)}.values():
         supported = taken.get(role.sop_class_uid)
-        if supported is None or role.sop_class_uid in roles:
+        if supported is None:
             continue
         scp = role.scp and supported.accept_scp_role
         if role.scu or scp:
